@@ -1,0 +1,328 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"go.opentelemetry.io/collector/exporter"
+
+	"github.com/sidelight-mesh/sidelight/agent/account"
+	"github.com/sidelight-mesh/sidelight/agent/config"
+	"github.com/sidelight-mesh/sidelight/agent/connection"
+	"github.com/sidelight-mesh/sidelight/agent/datapath"
+	"github.com/sidelight-mesh/sidelight/agent/enrich"
+	"github.com/sidelight-mesh/sidelight/agent/event"
+	"github.com/sidelight-mesh/sidelight/agent/pipeline"
+	"github.com/sidelight-mesh/sidelight/agent/status"
+	"github.com/sidelight-mesh/sidelight/collector/accesslog"
+	"github.com/sidelight-mesh/sidelight/collector/attribute"
+	"github.com/sidelight-mesh/sidelight/collector/edge"
+	"github.com/sidelight-mesh/sidelight/collector/embedded"
+	"github.com/sidelight-mesh/sidelight/collector/meshreceiver"
+	"github.com/sidelight-mesh/sidelight/collector/queue"
+)
+
+// recordQueue is how many records may wait for the embedded collector while it refuses them.
+const recordQueue = 1 << 16
+
+// node is one agent: everything from the cgroup to the exporters.
+type node struct {
+	config config.Config
+	logger *slog.Logger
+
+	cgroup    datapath.Cgroup
+	boot      attribute.Boot
+	datapath  *datapath.Datapath
+	enricher  *enrich.Enricher
+	stats     event.Stats
+	reader    *event.Reader
+	pipeline  *pipeline.Pipeline
+	edges     *edge.Table
+	log       *accesslog.Log
+	records   *queue.Queue
+	collector *embedded.Collector
+	server    *status.Server
+}
+
+// nodeOptions are what the configuration does not say.
+type nodeOptions struct {
+	collectorURI string // instead of the one that the configuration leads to
+	exporters    []exporter.Factory
+	sinks        []pipeline.Sink
+}
+
+// inputError is a fault of what the user gave or of the machine, found before anything was attached. The exit code is 2.
+type inputError struct{ error }
+
+func (e inputError) Unwrap() error { return e.error }
+
+// newNode checks everything that can be checked and takes what it needs, attaching nothing. Every error is an inputError.
+func newNode(ctx context.Context, c config.Config, options nodeOptions, logger *slog.Logger) (*node, error) {
+	n := &node{config: c, logger: logger}
+	if err := n.prepare(ctx, options); err != nil {
+		n.release()
+		return nil, inputError{err}
+	}
+	return n, nil
+}
+
+func (n *node) prepare(ctx context.Context, options nodeOptions) error {
+	var err error
+	if n.cgroup, err = datapath.OpenCgroup(n.config.Cgroup); err != nil {
+		return err
+	}
+	if err := datapath.CheckPrivileges(); err != nil {
+		return err
+	}
+	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return fmt.Errorf("read boot id: %w", err)
+	}
+	n.boot = attribute.NewBoot(string(bootID))
+	if n.config.AccessLog != "off" {
+		if n.log, err = accesslog.Open(n.config.AccessLog, n.boot); err != nil {
+			return fmt.Errorf("%w; choose another with --access-log", err)
+		}
+	}
+	if n.server, err = status.Listen(n.config.MetricsAddress); err != nil {
+		return err
+	}
+	n.edges = edge.NewTable(n.config.MaxEdges)
+	if err := n.prepareCollector(ctx, options); err != nil {
+		return err
+	}
+	return n.prepareKernel(options)
+}
+
+func (n *node) prepareCollector(ctx context.Context, options nodeOptions) error {
+	uri, own := options.collectorURI, true
+	switch {
+	case uri != "":
+	case n.config.OTelConfig != "":
+		if _, err := os.Stat(n.config.OTelConfig); err != nil {
+			return fmt.Errorf("read collector configuration: %w", err)
+		}
+		uri, own = "file:"+n.config.OTelConfig, false
+	case n.config.OTLP.Enabled():
+		if err := os.MkdirAll(n.config.StateDirectory, 0o700); err != nil {
+			return fmt.Errorf("make state_directory: %w", err)
+		}
+		var err error
+		if uri, err = embedded.DefaultURI(n.config.OTLP.Exporters(), n.config.StateDirectory, n.config.ReportInterval); err != nil {
+			return err
+		}
+	default:
+		return nil
+	}
+	n.records = queue.New(recordQueue)
+	host, _ := os.Hostname() // without a name the attribute is left out
+	n.collector = embedded.New(embedded.Options{
+		URI:          uri,
+		Mesh:         meshreceiver.Settings{Source: source{n.records, n.edges}, Clock: event.MeasureClock, Boot: n.boot, HostName: host},
+		Version:      version(),
+		OwnTelemetry: own,
+		Exporters:    options.exporters,
+		Logger:       n.logger,
+	})
+	if err := n.collector.Validate(ctx); err != nil {
+		return fmt.Errorf("check collector configuration: %w", err)
+	}
+	return nil
+}
+
+func (n *node) prepareKernel(options nodeOptions) error {
+	mounted, err := datapath.MountBPFFS()
+	if err != nil {
+		n.logger.Warn("bpffs is not there, and was not mounted", "error", err)
+	} else if mounted {
+		n.logger.Info("mounted bpffs", "at", datapath.BPFFS)
+	}
+	if n.datapath, err = datapath.Load(datapath.Options{
+		RingBytes: n.config.RingBytes, WakeupBytes: uint64(n.config.RingBytes) / 8,
+	}); err != nil {
+		return err
+	}
+	if n.enricher, err = enrich.New(n.cgroup.Mount, enrich.NewPeers(peerGroups(n.config.PeerGroups))); err != nil {
+		return err
+	}
+	if n.reader, err = event.NewReader(n.datapath.Ring(), n.config.DrainInterval, &n.stats); err != nil {
+		return err
+	}
+	sinks := []pipeline.Sink{n.edges}
+	if n.log != nil {
+		sinks = append(sinks, n.log)
+	}
+	if n.records != nil {
+		sinks = append(sinks, n.records)
+	}
+	n.pipeline = pipeline.New(n.config.MaxConnections, event.MeasureClock, n.enricher.Identify, append(sinks, options.sinks...)...)
+	return nil
+}
+
+func peerGroups(groups []config.PeerGroup) []enrich.PeerGroup {
+	named := make([]enrich.PeerGroup, 0, len(groups))
+	for _, g := range groups {
+		named = append(named, enrich.PeerGroup{Name: g.Name, Namespace: g.Namespace, CIDRs: g.CIDRs})
+	}
+	return named
+}
+
+// source is the mesh receiver's view of this node.
+type source struct {
+	*queue.Queue
+	edges *edge.Table
+}
+
+func (s source) Edges() edge.Snapshot { return s.edges.Snapshot() }
+
+// run attaches, works until the context ends, and lets go in the reverse order: no new events, what is in the ring, what waits for
+// the log and the exporters.
+func (n *node) run(ctx context.Context, attached func()) error {
+	defer n.release()
+	metrics, err := n.metrics()
+	if err != nil {
+		return err
+	}
+	if n.collector != nil {
+		if err := n.collector.Start(ctx); err != nil {
+			return inputError{err}
+		}
+	}
+	if err := n.datapath.Attach(n.cgroup); err != nil {
+		return errors.Join(err, n.stopCollector())
+	}
+	n.logger.Info("attached", "cgroup", n.cgroup.Dir, "metrics", n.server.Address())
+	readCtx, stopReading := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopReading()
+	var reading, writing sync.WaitGroup
+	failed := make(chan error, 2)
+	reading.Go(func() {
+		if err := n.reader.Run(readCtx, n.pipeline); err != nil {
+			failed <- err
+		}
+	})
+	if n.log != nil {
+		writing.Go(n.log.Run)
+	}
+	writing.Go(func() { n.serve(metrics, failed) })
+	n.server.SetReady(true)
+	if attached != nil {
+		attached()
+	}
+	err = n.wait(ctx, failed)
+	n.server.SetReady(false)
+	err = errors.Join(err, n.datapath.Detach())
+	stopReading()
+	reading.Wait()
+	if n.log != nil {
+		n.log.Close()
+	}
+	err = errors.Join(err, n.stopCollector())
+	shutdownCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	_ = n.server.Shutdown(shutdownCtx) // a scrape that takes longer is cut
+	writing.Wait()
+	return err
+}
+
+func (n *node) serve(metrics http.Handler, failed chan<- error) {
+	if err := n.server.Serve(metrics); err != nil {
+		failed <- err
+	}
+}
+
+// wait returns when the context ends or when the node cannot go on. It can without the collector.
+func (n *node) wait(ctx context.Context, failed <-chan error) error {
+	var collectorDone <-chan struct{}
+	if n.collector != nil {
+		collectorDone = n.collector.Done()
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-failed:
+			return err
+		case <-collectorDone:
+			collectorDone = nil
+			n.logger.Error("the embedded collector stopped: nothing is exported any more; metrics and access log go on")
+		}
+	}
+}
+
+// stopCollector lets the receiver take what is queued, and the exporters send or store it.
+func (n *node) stopCollector() error {
+	if n.collector == nil {
+		return nil
+	}
+	n.records.Close()
+	if err := n.collector.Shutdown(); err != nil {
+		return fmt.Errorf("stop collector: %w", err)
+	}
+	return nil
+}
+
+// release frees what prepare took, in reverse. Safe twice.
+func (n *node) release() {
+	if n.reader != nil {
+		n.reader.Close()
+	}
+	if n.enricher != nil {
+		n.enricher.Close()
+	}
+	if n.datapath != nil {
+		n.datapath.Close()
+	}
+	if n.server != nil {
+		_ = n.server.Shutdown(context.Background())
+	}
+	if n.log != nil {
+		n.log.CloseFile()
+	}
+}
+
+// audit drains the ring and compares what the kernel counted with what user space did. Safe for concurrent use while run runs.
+func (n *node) audit(ctx context.Context) (account.Account, error) {
+	before, err := n.datapath.Account()
+	if err != nil {
+		return account.Account{}, err
+	}
+	if err := n.reader.Drain(ctx); err != nil {
+		return account.Account{}, err
+	}
+	after, err := n.datapath.Account()
+	if err != nil {
+		return account.Account{}, err
+	}
+	user := account.User{
+		Received: n.stats.Received.Load(), DecodeFailed: n.stats.DecodeFailed.Load(), Decoded: make(map[string]uint64),
+		Untracked: n.pipeline.Untracked(), Followed: uint64(n.pipeline.Connections()),
+	}
+	for _, kind := range connection.Kinds() {
+		user.Decoded[kind.String()] = n.stats.Decoded[kind].Load()
+	}
+	return account.New(kernelAccount(before), kernelAccount(after), user), nil
+}
+
+func kernelAccount(a datapath.Account) account.Kernel {
+	k := account.Kernel{
+		Attempts: a.Attempts, Failed: a.Failed, StorageFailed: a.StorageFailed, UntrackedClosed: a.UntrackedClosed,
+		Established: make(map[string]uint64), Closed: make(map[string]uint64),
+		Submitted: make(map[string]uint64), ReserveFailed: make(map[string]uint64),
+	}
+	for _, role := range []connection.Role{connection.Client, connection.Server} {
+		k.Established[role.String()] = a.Established[role]
+		k.Closed[role.String()] = a.Closed[role]
+	}
+	for _, kind := range connection.Kinds() {
+		k.Submitted[kind.String()] = a.Submitted[kind]
+		k.ReserveFailed[kind.String()] = a.ReserveFailed[kind]
+	}
+	return k
+}

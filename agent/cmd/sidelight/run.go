@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/sidelight-mesh/sidelight/agent/config"
+)
+
+func runCommand() *cobra.Command {
+	var file string
+	flags := config.Default()
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Attach to a cgroup, watch its connections, export what happens",
+		Long: `Attach to a cgroup, watch its connections, export what happens.
+
+What is set where: a flag wins over OTEL_EXPORTER_OTLP_* variables, those over the file of --config, that over the defaults.
+SIGTERM and SIGINT detach, export what is pending and exit. SIGUSR1 opens the access log file anew.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := resolve(file, &flags, cmd.Flags(), os.LookupEnv)
+			if err != nil {
+				return inputError{err}
+			}
+			return run(cmd.Context(), c)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&file, "config", "", "configuration `FILE` (YAML)")
+	f.StringVar(&flags.OTelConfig, "otel-config", "", "collector configuration `FILE` (YAML) instead of the built-in one")
+	f.StringVar(&flags.Cgroup, "cgroup", "", "cgroup2 `DIR` to attach to (default the root of cgroup2)")
+	f.StringVar(&flags.AccessLog, "access-log", flags.AccessLog, "where one JSON line for each connection goes: stdout, stderr, off or a `FILE`")
+	f.StringVar(&flags.MetricsAddress, "metrics-address", flags.MetricsAddress, "`HOST:PORT` of /metrics, /healthz, /readyz and /debug/pprof")
+	f.StringVar(&flags.OTLP.Endpoint, "otlp-endpoint", "", "`URL` to send metrics, logs and traces to by OTLP, such as http://127.0.0.1:4317")
+	f.StringVar(&flags.LogLevel, "log-level", flags.LogLevel, "`LEVEL` of the agent's own log: debug, info, warn, error")
+	return cmd
+}
+
+// resolve puts together file, environment and flags, and checks the result.
+func resolve(file string, flags *config.Config, set *pflag.FlagSet, lookup func(string) (string, bool)) (config.Config, error) {
+	c := config.Default()
+	if file != "" {
+		if err := config.Load(file, &c); err != nil {
+			return c, err
+		}
+	}
+	inFile := c.OTLP.Enabled()
+	if err := c.OTLP.ApplyEnvironment(lookup); err != nil {
+		return c, err
+	}
+	for name, copyFlag := range map[string]func(){
+		"otel-config":     func() { c.OTelConfig = flags.OTelConfig },
+		"cgroup":          func() { c.Cgroup = flags.Cgroup },
+		"access-log":      func() { c.AccessLog = flags.AccessLog },
+		"metrics-address": func() { c.MetricsAddress = flags.MetricsAddress },
+		"otlp-endpoint":   func() { c.OTLP.Endpoint = flags.OTLP.Endpoint },
+		"log-level":       func() { c.LogLevel = flags.LogLevel },
+	} {
+		if set.Changed(name) {
+			copyFlag()
+		}
+	}
+	if c.OTelConfig != "" && (inFile || set.Changed("otlp-endpoint")) {
+		return c, errors.New("otel_config and an OTLP endpoint are both set: the collector's file says where data goes; remove one")
+	}
+	if err := c.Validate(); err != nil {
+		if file != "" {
+			return c, fmt.Errorf("%s: %w", file, err)
+		}
+		return c, err
+	}
+	return c, nil
+}
+
+func run(ctx context.Context, c config.Config) error {
+	level, err := c.Level()
+	if err != nil {
+		return inputError{err}
+	}
+	logger := newLogger(level)
+	slog.SetDefault(logger)
+	n, err := newNode(ctx, c, nodeOptions{}, logger)
+	if err != nil {
+		return err
+	}
+	if n.log != nil {
+		reopen := make(chan os.Signal, 1)
+		signal.Notify(reopen, syscall.SIGUSR1)
+		defer signal.Stop(reopen)
+		go func() {
+			for range reopen {
+				if err := n.log.Reopen(); err != nil {
+					logger.Error("access log goes on into the old file", "error", err)
+				}
+			}
+		}()
+	}
+	return n.run(ctx, nil)
+}

@@ -1,0 +1,110 @@
+// Package connection turns events of the kernel into connection records. It holds the only state of the telemetry side, and is
+// pure: no clock, no kernel, no I/O.
+package connection
+
+import "net/netip"
+
+// Kind says what happened to a connection.
+type Kind uint8
+
+// The kinds of events, in the order of a connection's life. The values are those of enum mesh_kind.
+const (
+	PreConnect  Kind = 1 // a client's SYN is about to leave
+	Established Kind = 2 // the handshake is done
+	Close       Kind = 3 // the socket reached TCP_CLOSE
+)
+
+var kindNames = [...]string{PreConnect: "pre_connect", Established: "established", Close: "close"}
+
+func (k Kind) String() string { return name(kindNames[:], int(k)) }
+
+// Kinds returns every kind.
+func Kinds() []Kind { return []Kind{PreConnect, Established, Close} }
+
+// Role says which end of the connection the local socket is.
+type Role uint8
+
+// The values are those of enum mesh_role.
+const (
+	Client Role = 1 // it connected
+	Server Role = 2 // it was accepted
+)
+
+var roleNames = [...]string{Client: "client", Server: "server"}
+
+func (r Role) String() string { return name(roleNames[:], int(r)) }
+
+// Reason says why a connection ended or failed.
+type Reason uint8
+
+// The values are those of enum mesh_reason.
+const (
+	OK Reason = iota
+	Refused
+	ResetByPeer
+	ResetByLocal
+	Timeout
+	Unreachable
+	Denied
+	CircuitOpen
+	RateLimited
+	NoEndpoint
+	Other
+	UnknownLost
+	Aborted // closed by its own process before the handshake was done
+	ReasonCount
+)
+
+var reasonNames = [...]string{
+	OK: "ok", Refused: "refused", ResetByPeer: "reset_by_peer", ResetByLocal: "reset_by_local", Timeout: "timeout",
+	Unreachable: "unreachable", Denied: "denied", CircuitOpen: "circuit_open", RateLimited: "rate_limited",
+	NoEndpoint: "no_endpoint", Other: "other", UnknownLost: "unknown_lost", Aborted: "aborted",
+}
+
+func (r Reason) String() string { return name(reasonNames[:], int(r)) }
+
+func name(names []string, i int) string {
+	if i < len(names) && names[i] != "" {
+		return names[i]
+	}
+	return "unknown"
+}
+
+// Key names one connection of one socket for the time of one boot: a socket has one cookie, and may connect more than once.
+type Key struct {
+	Cookie  uint64
+	StartNS uint64 // CLOCK_MONOTONIC
+}
+
+// Owner is the process that called connect or listen. PID is 0 when the kernel could not tell.
+type Owner struct {
+	StartBoottimeNS uint64 // start of the process since boot, CLOCK_BOOTTIME; with PID it names a process for good
+	PID             uint32 // in the initial PID namespace
+	Comm            [16]byte
+}
+
+// Event is one decoded message of the kernel. It carries all that was known when it was sent, so a later event makes up for a
+// lost one. Times are CLOCK_MONOTONIC nanoseconds, 0 for "did not happen".
+type Event struct {
+	Kind          Kind
+	Role          Role
+	Reason        Reason // of Close only
+	Key           Key
+	ConnectNS     uint64 // the SYN was about to leave; clients only
+	EstablishedNS uint64
+	EventNS       uint64
+	ClientISN     uint32         // the client's initial sequence number, which both ends know
+	Local, Peer   netip.AddrPort // IPv4 unmapped, whatever the socket's family
+	CgroupID      uint64         // cgroup v2 of the socket; 0 unknown
+	Owner         Owner
+	Totals        Totals // of Close only
+}
+
+// Totals are what crossed a socket: payload only, each byte once.
+type Totals struct {
+	SentBytes     uint64
+	ReceivedBytes uint64
+	Retransmits   uint32 // segments, SYN among them
+	RTTUS         uint32 // smoothed, microseconds; 0 never measured
+	MinRTTUS      uint32 // microseconds; 0 never measured
+}

@@ -1,0 +1,118 @@
+// Package datapath loads the kernel side, attaches it to a cgroup and takes it off again. It owns the programs, the maps and the
+// links.
+package datapath
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/sidelight-mesh/sidelight/bpf"
+)
+
+// Options of Load.
+type Options struct {
+	// RingBytes is the size of the event ring: a power of two, and a multiple of the page size.
+	RingBytes uint32
+	// WakeupBytes is how much may be pending before the kernel wakes the reader.
+	WakeupBytes uint64
+}
+
+// Datapath is the loaded kernel side.
+type Datapath struct {
+	objects bpf.Objects
+	links   []link.Link
+}
+
+// Load loads programs and maps. It attaches nothing. A feature that the kernel lacks is a *FeatureError.
+func Load(options Options) (*Datapath, error) {
+	spec, err := bpf.Spec()
+	if err != nil {
+		return nil, fmt.Errorf("read object: %w", err)
+	}
+	spec.Maps[bpf.EventsMap].MaxEntries = options.RingBytes
+	if err := spec.Variables[bpf.WakeupBytes].Set(options.WakeupBytes); err != nil {
+		return nil, fmt.Errorf("set %s: %w", bpf.WakeupBytes, err)
+	}
+	d := new(Datapath)
+	if err := spec.LoadAndAssign(&d.objects, nil); err != nil {
+		// The probes cost a few milliseconds and say what a verifier message cannot.
+		for _, f := range Features() {
+			if f.Required && f.Err != nil {
+				return nil, &FeatureError{Feature: f.Name, Remedy: f.Consequence}
+			}
+		}
+		return nil, fmt.Errorf("load programs: %w", err)
+	}
+	return d, nil
+}
+
+// Attach attaches every program to a cgroup by links, which the kernel takes off when this process ends, however it ends.
+// Programs that others attached there stay and go on running.
+func (d *Datapath) Attach(cgroup Cgroup) error {
+	for _, a := range []struct {
+		attach  ebpf.AttachType
+		program *ebpf.Program
+	}{
+		// sockops first: an event without its process is worth more than a process without events.
+		{ebpf.AttachCGroupSockOps, d.objects.MeshSockops},
+		{ebpf.AttachCGroupInet4Connect, d.objects.MeshConnect4},
+		{ebpf.AttachCGroupInet6Connect, d.objects.MeshConnect6},
+	} {
+		l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup.Dir, Attach: a.attach, Program: a.program})
+		if err != nil {
+			return errors.Join(fmt.Errorf("attach %v to %s: %w", a.attach, cgroup.Dir, err), d.detach())
+		}
+		d.links = append(d.links, l)
+	}
+	return nil
+}
+
+// Ring returns the map that events come through.
+func (d *Datapath) Ring() *ebpf.Map { return d.objects.Events }
+
+// Account is the kernel's side of the account, summed over CPUs. A reader sees each number at its own moment.
+type Account = bpf.Account
+
+// Account reads the kernel's counters. Safe for concurrent use.
+func (d *Datapath) Account() (Account, error) {
+	var perCPU []bpf.Account
+	var sum Account
+	if err := d.objects.Account.Lookup(uint32(0), &perCPU); err != nil {
+		return sum, fmt.Errorf("read account: %w", err)
+	}
+	for _, a := range perCPU {
+		sum.Attempts += a.Attempts
+		sum.Failed += a.Failed
+		sum.StorageFailed += a.StorageFailed
+		sum.UntrackedClosed += a.UntrackedClosed
+		for i := range sum.Established {
+			sum.Established[i] += a.Established[i]
+			sum.Closed[i] += a.Closed[i]
+		}
+		for i := range sum.Submitted {
+			sum.Submitted[i] += a.Submitted[i]
+			sum.ReserveFailed[i] += a.ReserveFailed[i]
+		}
+	}
+	return sum, nil
+}
+
+// Detach takes the programs off the cgroup. What is in the ring stays readable until Close. Safe twice.
+func (d *Datapath) Detach() error { return d.detach() }
+
+func (d *Datapath) detach() error {
+	var errs []error
+	for i := len(d.links) - 1; i >= 0; i-- {
+		errs = append(errs, d.links[i].Close())
+	}
+	d.links = nil
+	return errors.Join(errs...)
+}
+
+// Close detaches and frees everything. Safe twice.
+func (d *Datapath) Close() error {
+	return errors.Join(d.detach(), d.objects.Close())
+}

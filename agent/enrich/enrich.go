@@ -1,0 +1,60 @@
+// Package enrich names the two ends of a connection: the process, the workload it belongs to, and the peer.
+package enrich
+
+import (
+	"github.com/sidelight-mesh/sidelight/agent/connection"
+)
+
+// Workload is one running instance of something: a systemd unit, a container, or any other cgroup.
+type Workload struct {
+	Name        string // never empty
+	Namespace   string // empty without a mesh
+	Cgroup      string // path below the cgroup2 root, "/" for the root; empty when unknown
+	ContainerID string // 64 hexadecimal digits, or empty
+	SystemdUnit string
+	PodUID      string
+}
+
+// Process is the owner of a socket.
+type Process struct {
+	PID        uint32
+	Executable string // base name of the executable; empty when unknown
+}
+
+// Identity is who is at the two ends of a connection. Its parts are shared between connections and must not be changed.
+type Identity struct {
+	Local   *Workload // never nil
+	Peer    *Workload // never nil
+	Process *Process  // nil when unknown
+}
+
+// Record is a connection's record with its two ends named.
+type Record = connection.Record[Identity]
+
+// Enricher answers who is at the ends of a connection. Not safe for concurrent use.
+type Enricher struct {
+	cgroups   *cgroups
+	processes *processes
+	peers     *Peers
+}
+
+// New returns an enricher that finds cgroups below the given cgroup2 mount point.
+func New(cgroup2 string, peers *Peers) (*Enricher, error) {
+	c, err := newCgroups(cgroup2)
+	if err != nil {
+		return nil, err
+	}
+	return &Enricher{cgroups: c, processes: newProcesses("/proc"), peers: peers}, nil
+}
+
+// Close releases the handle on the cgroup file system. Safe twice.
+func (e *Enricher) Close() error { return e.cgroups.close() }
+
+// Identify names the ends of an event's connection. It may read files the first time that it sees a cgroup or a process.
+func (e *Enricher) Identify(event *connection.Event) Identity {
+	return Identity{
+		Local:   e.cgroups.workload(event.CgroupID),
+		Peer:    e.peers.Find(event.Peer.Addr()),
+		Process: e.processes.process(event.Owner),
+	}
+}

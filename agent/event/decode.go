@@ -1,0 +1,97 @@
+// Package event reads the kernel's ring buffer and decodes what it holds.
+package event
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+
+	"github.com/sidelight-mesh/sidelight/agent/connection"
+	"github.com/sidelight-mesh/sidelight/bpf"
+)
+
+// Offsets of struct mesh_event and struct mesh_close_event (bpf/abi.h); a test holds them against the generated types.
+const (
+	offKind          = 0
+	offRole          = 1
+	offReason        = 2
+	offLocalPort     = 4
+	offPeerPort      = 6
+	offCookie        = 8
+	offStart         = 16
+	offConnect       = 24
+	offEstablished   = 32
+	offLocalAddr     = 40
+	offPeerAddr      = 56
+	offCgroup        = 72
+	offOwnerStart    = 80
+	offOwnerPID      = 88
+	offOwnerComm     = 96
+	offClientISN     = 112
+	offEvent         = 120
+	offSentBytes     = 128
+	offReceivedBytes = 136
+	offRetransmits   = 144
+	offSRTT          = 148
+	offMinRTT        = 152
+)
+
+// Decode reads one record of the ring into an event, overwriting it whole. It allocates only for the error, which says what a
+// kernel program of the same build can never send: treat it as corruption, count it and go on.
+func Decode(b []byte, e *connection.Event) error {
+	if len(b) < bpf.EventSize {
+		return fmt.Errorf("decode event: %d bytes, want at least %d", len(b), bpf.EventSize)
+	}
+	kind, role, reason := b[offKind], b[offRole], b[offReason]
+	want := bpf.EventSize
+	if kind == bpf.Close {
+		want = bpf.CloseEventSize
+	}
+	switch {
+	case kind == 0 || kind >= bpf.KindCount:
+		return fmt.Errorf("decode event: unknown kind %d", kind)
+	case len(b) != want:
+		return fmt.Errorf("decode event: %d bytes of kind %d, want %d", len(b), kind, want)
+	case role != bpf.Client && role != bpf.Server:
+		return fmt.Errorf("decode event: unknown role %d", role)
+	case reason >= bpf.ReasonCount:
+		return fmt.Errorf("decode event: unknown reason %d", reason)
+	}
+	le := binary.LittleEndian
+	*e = connection.Event{
+		Kind:          connection.Kind(kind),
+		Role:          connection.Role(role),
+		Reason:        connection.Reason(reason),
+		Key:           connection.Key{Cookie: le.Uint64(b[offCookie:]), StartNS: le.Uint64(b[offStart:])},
+		ConnectNS:     le.Uint64(b[offConnect:]),
+		EstablishedNS: le.Uint64(b[offEstablished:]),
+		EventNS:       le.Uint64(b[offEvent:]),
+		ClientISN:     le.Uint32(b[offClientISN:]),
+		Local:         addrPort(b[offLocalAddr:], b[offLocalPort:]),
+		Peer:          addrPort(b[offPeerAddr:], b[offPeerPort:]),
+		CgroupID:      le.Uint64(b[offCgroup:]),
+		Owner: connection.Owner{
+			StartBoottimeNS: le.Uint64(b[offOwnerStart:]),
+			PID:             le.Uint32(b[offOwnerPID:]),
+			Comm:            [16]byte(b[offOwnerComm:]),
+		},
+	}
+	if kind != bpf.Close {
+		return nil
+	}
+	e.Totals = connection.Totals{
+		SentBytes:     le.Uint64(b[offSentBytes:]),
+		ReceivedBytes: le.Uint64(b[offReceivedBytes:]),
+		Retransmits:   le.Uint32(b[offRetransmits:]),
+		RTTUS:         le.Uint32(b[offSRTT:]),
+		MinRTTUS:      le.Uint32(b[offMinRTT:]),
+	}
+	if e.Totals.MinRTTUS == bpf.NoRTT {
+		e.Totals.MinRTTUS = 0
+	}
+	return nil
+}
+
+func addrPort(addr, port []byte) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom16([16]byte(addr)).Unmap(), binary.LittleEndian.Uint16(port))
+}

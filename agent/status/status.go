@@ -1,0 +1,66 @@
+// Package status serves what operators ask of a running agent over HTTP.
+package status
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"sync/atomic"
+	"time"
+)
+
+// Server answers /healthz, /readyz, /metrics and /debug/pprof.
+type Server struct {
+	listener net.Listener
+	server   *http.Server
+	ready    atomic.Bool
+}
+
+// Listen takes the address, so that one in use shows before anything else is done. It serves nothing yet.
+func Listen(address string) (*Server, error) {
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("listen for metrics: %w; choose another with --metrics-address HOST:PORT", err)
+	}
+	return &Server{listener: listener, server: &http.Server{ReadHeaderTimeout: 10 * time.Second}}, nil
+}
+
+// Address returns where the server listens.
+func (s *Server) Address() string { return s.listener.Addr().String() }
+
+// SetReady decides what /readyz says. Safe for concurrent use.
+func (s *Server) SetReady(ready bool) { s.ready.Store(ready) }
+
+// Serve answers until Shutdown.
+func (s *Server) Serve(metrics http.Handler) error {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics)
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if !s.ready.Load() {
+			http.Error(w, "not attached", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	s.server.Handler = mux
+	if err := s.server.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve metrics: %w", err)
+	}
+	return nil
+}
+
+// Shutdown lets requests under way end, for as long as the context allows. Safe twice, and without Serve.
+func (s *Server) Shutdown(ctx context.Context) error {
+	err := s.server.Shutdown(ctx)
+	s.listener.Close() // for a server that never served; else it is closed already
+	return err
+}

@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Everything that crosses from the kernel to Go, and nothing else. bpf2go turns these types into the Go ones of package bpf;
+ * agent/event reads them by fixed offsets and a test there holds the offsets against the generated types.
+ *
+ * No struct is packed, every padding byte has a name: a record is copied whole, and unnamed padding would carry stale kernel bytes.
+ */
+#ifndef SIDELIGHT_ABI_H
+#define SIDELIGHT_ABI_H
+
+#include <linux/types.h>
+
+/* Raised by every change of a layout below. */
+#define MESH_ABI_VERSION 1
+
+#pragma clang diagnostic push
+#pragma clang diagnostic error "-Wpadded"
+
+enum mesh_kind {
+	MESH_KIND_NONE,
+	MESH_PRE_CONNECT, /* SYN about to leave */
+	MESH_ESTABLISHED, /* handshake done; totals not yet worth sending */
+	MESH_CLOSE, /* the socket reached TCP_CLOSE, from whatever state; struct mesh_close_event */
+	MESH_KIND_COUNT,
+};
+
+enum mesh_role {
+	MESH_ROLE_NONE,
+	MESH_CLIENT, /* this socket connected */
+	MESH_SERVER, /* this socket was accepted */
+	MESH_ROLE_COUNT,
+};
+
+/*
+ * Why a connection ended or failed: one list for log, metric and span (agent/connection has the names).
+ * Only at the end may a value be added: recorded event streams hold the numbers.
+ */
+enum mesh_reason {
+	MESH_OK,
+	MESH_REFUSED,
+	MESH_RESET_BY_PEER,
+	MESH_RESET_BY_LOCAL,
+	MESH_TIMEOUT,
+	MESH_UNREACHABLE,
+	MESH_DENIED,
+	MESH_CIRCUIT_OPEN,
+	MESH_RATE_LIMITED,
+	MESH_NO_ENDPOINT,
+	MESH_OTHER,
+	MESH_UNKNOWN_LOST,
+	MESH_ABORTED, /* closed by its own process before the handshake was done */
+	MESH_REASON_COUNT,
+};
+
+/* The process that called connect() or listen(). All zero when it is not known. */
+struct mesh_owner {
+	__u64 start_boottime_ns; /* of the thread group leader; with pid it names a process for good */
+	__u32 pid; /* thread group id in the initial pid namespace */
+	__u32 reserved;
+	char comm[16]; /* of the thread group leader; not always NUL-terminated when copied while it changes */
+};
+
+/*
+ * What every event carries: all that was known of the connection when it was sent, so that a later event makes up for a lost
+ * one. Times are CLOCK_MONOTONIC; 0 means "did not happen".
+ */
+struct mesh_event {
+	__u8 kind; /* enum mesh_kind */
+	__u8 role; /* enum mesh_role */
+	__u8 reason; /* enum mesh_reason; of a MESH_CLOSE only */
+	__u8 old_state; /* TCP state that MESH_CLOSE came from */
+	__u16 local_port; /* host byte order */
+	__u16 peer_port; /* host byte order */
+	__u64 cookie; /* socket cookie: unique per boot, but a socket may connect more than once */
+	__u64 start_ns; /* connect() was called, or the accepted socket was born; with cookie the key of a connection */
+	__u64 connect_ns; /* SYN about to leave; clients only */
+	__u64 established_ns;
+	__u8 local_addr[16]; /* IPv4 as ::ffff:a.b.c.d, whatever the socket's family */
+	__u8 peer_addr[16];
+	__u64 cgroup_id; /* cgroup v2 of the socket, which the process cannot change after socket() */
+	struct mesh_owner owner;
+	__u32 client_isn; /* the client's initial sequence number: both ends know it, so both can name the connection alike */
+	__u32 reserved;
+	__u64 event_ns;
+};
+
+/* MESH_CLOSE: the totals are exact, payload only, each byte once: no SYN, no FIN, no retransmission. */
+struct mesh_close_event {
+	struct mesh_event event;
+	__u64 sent_bytes;
+	__u64 received_bytes;
+	__u32 retransmits; /* segments, SYN among them */
+	__u32 srtt_us; /* 0: never measured */
+	__u32 min_rtt_us; /* ~0: never measured */
+	__u32 sk_err; /* positive errno that the kernel left in the socket */
+};
+
+/* The kernel's side of the account, one per CPU; each field only grows. */
+struct mesh_account {
+	__u64 attempts; /* SYN about to leave */
+	__u64 established[MESH_ROLE_COUNT];
+	__u64 failed; /* clients that reached TCP_CLOSE without a handshake */
+	__u64 closed[MESH_ROLE_COUNT]; /* reached TCP_CLOSE after a handshake */
+	__u64 submitted[MESH_KIND_COUNT];
+	__u64 reserve_failed[MESH_KIND_COUNT]; /* no room in the ring */
+	__u64 storage_failed; /* no per-socket state: the connection is not followed */
+	__u64 untracked_closed; /* closed without state: it began before the agent did, or storage failed */
+};
+
+#pragma clang diagnostic pop
+
+_Static_assert(sizeof(struct mesh_owner) == 32, "mesh_owner");
+_Static_assert(sizeof(struct mesh_event) == 128, "mesh_event");
+_Static_assert(sizeof(struct mesh_close_event) == 160, "mesh_close_event");
+_Static_assert(sizeof(struct mesh_account) == 8 * (1 + 3 + 1 + 3 + 4 + 4 + 2), "mesh_account");
+
+#endif

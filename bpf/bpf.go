@@ -1,0 +1,53 @@
+// Package bpf is the kernel side of Sidelight and its Go binding: the programs of mesh.bpf.c as one embedded object, and the Go
+// twins of the types in abi.h. It knows how to load nothing: that is agent/datapath.
+//
+// The object and the generated Go file are committed, so a plain go build needs no clang. "make generate" makes them anew. One
+// little-endian object serves x86-64 and arm64.
+package bpf
+
+import "github.com/cilium/ebpf"
+
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -no-global-types -target bpfel -type mesh_event -type mesh_close_event -type mesh_account -type mesh_kind -type mesh_role -type mesh_reason mesh mesh.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
+
+// The types of abi.h, as bpf2go derives them from the object's BTF.
+type (
+	Event      = meshMeshEvent
+	CloseEvent = meshMeshCloseEvent
+	Account    = meshMeshAccount
+	Objects    = meshObjects
+)
+
+// Sizes of the ring's records in bytes; abi.h asserts the same.
+const (
+	EventSize      = 128
+	CloseEventSize = 160
+)
+
+// Kinds of events, as in enum mesh_kind.
+const (
+	PreConnect  = uint8(meshMeshKindMESH_PRE_CONNECT)
+	Established = uint8(meshMeshKindMESH_ESTABLISHED)
+	Close       = uint8(meshMeshKindMESH_CLOSE)
+	KindCount   = uint8(meshMeshKindMESH_KIND_COUNT)
+)
+
+// Roles of the local socket, as in enum mesh_role.
+const (
+	Client = uint8(meshMeshRoleMESH_CLIENT)
+	Server = uint8(meshMeshRoleMESH_SERVER)
+)
+
+// ReasonCount is the number of values in enum mesh_reason.
+const ReasonCount = uint8(meshMeshReasonMESH_REASON_COUNT)
+
+// NoRTT is min_rtt_us of a connection that never measured a round trip.
+const NoRTT = ^uint32(0)
+
+// Names inside the object that a loader sets before loading.
+const (
+	EventsMap   = meshMapEvents
+	WakeupBytes = meshVarWakeupBytes
+)
+
+// Spec returns the embedded object, not yet loaded. Each call returns a copy of its own.
+func Spec() (*ebpf.CollectionSpec, error) { return loadMesh() }

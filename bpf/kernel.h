@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The kernel's own structs, cut down to the fields that are read. CO-RE moves each access to where the running kernel has the
+ * field, so the order here means nothing. No vmlinux.h: what we depend on is this page.
+ */
+#ifndef SIDELIGHT_KERNEL_H
+#define SIDELIGHT_KERNEL_H
+
+#include <linux/types.h>
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct kernfs_node {
+	__u64 id; /* equals the inode number of the cgroup's directory on 64-bit kernels */
+};
+
+struct cgroup {
+	struct kernfs_node *kn;
+};
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup; /* a plain pointer since 5.15 (8520e224f547) */
+};
+
+struct sock_common {
+	unsigned long skc_flags; /* bits of enum sock_flags */
+};
+
+struct sock {
+	struct sock_common __sk_common;
+	int sk_err;
+	struct sock_cgroup_data sk_cgrp_data;
+};
+
+struct inet_sock {
+	struct sock sk;
+};
+
+struct inet_connection_sock {
+	struct inet_sock icsk_inet;
+};
+
+struct minmax_sample {
+	__u32 v;
+};
+
+struct minmax {
+	struct minmax_sample s[3];
+};
+
+struct tcp_sock {
+	struct inet_connection_sock inet_conn;
+	__u64 bytes_sent;
+	__u64 bytes_retrans;
+	__u64 bytes_received;
+	__u32 write_seq;
+	__u32 rcv_nxt;
+	__u32 total_retrans;
+	__u32 srtt_us; /* eight times the smoothed RTT */
+	struct minmax rtt_min;
+};
+
+struct task_struct {
+	unsigned int flags;
+	int tgid;
+	__u64 start_boottime;
+	struct task_struct *group_leader;
+	char comm[16];
+};
+
+#pragma clang attribute pop
+
+/* include/net/sock.h; values checked by CO-RE at load */
+enum sock_flags {
+	SOCK_DEAD,
+	SOCK_DONE,
+};
+
+#define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
+
+#define AF_INET 2
+
+#endif

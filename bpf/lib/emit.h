@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#ifndef SIDELIGHT_EMIT_H
+#define SIDELIGHT_EMIT_H
+
+#include "account.h"
+
+/* Pending bytes at which user space is woken; below it, it comes by itself on a timer. Set at load from the ring's size. */
+const volatile __u64 wakeup_bytes = 512 << 10;
+
+/*
+ * A wake-up inside the hook costs the traced CPU about a microsecond (irq_work and an IPI), the submit about 25 ns. The query
+ * reads two positions of the ring without its lock.
+ */
+static __always_inline __u64 emit_flags(void)
+{
+	return bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= wakeup_bytes ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
+}
+
+/* Reserving room and counting its failure are one step, so that no loss goes uncounted. */
+#define emit_reserve(size, kind)                                     \
+	({                                                           \
+		void *room_ = bpf_ringbuf_reserve(&events, size, 0); \
+		if (room_)                                           \
+			account_add(submitted[kind]);                \
+		else                                                 \
+			account_add(reserve_failed[kind]);           \
+		room_;                                               \
+	})
+
+static __always_inline void emit_event(const struct mesh_event *event, __u8 kind, __u64 now)
+{
+	struct mesh_event *out = emit_reserve(sizeof(*out), kind);
+
+	if (!out)
+		return;
+	*out = *event;
+	out->kind = kind;
+	out->event_ns = now;
+	bpf_ringbuf_submit(out, emit_flags());
+}
+
+#endif

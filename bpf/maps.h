@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Every map: why it exists, who writes, who deletes, why this size. */
+#ifndef SIDELIGHT_MAPS_H
+#define SIDELIGHT_MAPS_H
+
+#include "abi.h"
+
+/* How far a connection has come. A socket can go through this more than once: connect() after a failed connect() is legal. */
+enum mesh_phase {
+	MESH_IDLE, /* a listener, or nothing yet */
+	MESH_CALLED, /* connect() was called */
+	MESH_CONNECTING, /* SYN is out */
+	MESH_OPEN, /* handshake done */
+	MESH_CLOSED, /* its MESH_CLOSE was counted */
+};
+
+/*
+ * The state of one socket. It is the next event, nearly complete, so that sending one is a copy. A listener's holds its owner
+ * only; BPF_F_CLONE hands that to each accepted socket.
+ */
+struct mesh_connection {
+	struct mesh_event event;
+	__u32 phase; /* enum mesh_phase */
+	__u32 reserved;
+};
+
+/*
+ * Purpose: the state above. Writer: connect and sockops programs. Deleter: the kernel, when the socket is freed.
+ * Size: one value per live socket, charged to the socket's own option memory, so there is no limit to set and none to exhaust
+ * from another socket.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct mesh_connection);
+} connections SEC(".maps");
+
+/*
+ * Purpose: events to user space. Writer: sockops. Deleter: user space, by reading. Size: set at load; the default of 4 MiB holds
+ * about 30,000 events, or 6,000 loopback connections that user space has not yet read, and it reads every 50 ms.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 << 20);
+} events SEC(".maps");
+
+/*
+ * Purpose: the kernel's side of the account. Writer: sockops and connect programs, each on its own CPU. Deleter: nobody.
+ * Size: one struct, so that an event pays for one look-up.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct mesh_account);
+} account SEC(".maps");
+
+#endif

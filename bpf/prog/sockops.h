@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#ifndef SIDELIGHT_SOCKOPS_H
+#define SIDELIGHT_SOCKOPS_H
+
+#include "../lib/connection.h"
+
+/*
+ * The kernel calls this 12 to 13 times for a loopback connection, both ends, and most calls ask for tuning that is none of our
+ * business (TIMEOUT_INIT, RWND_INIT, NEEDS_ECN, BASE_RTT): they leave at once, with the reply as they found it, which means
+ * "the kernel's own value" to all of them.
+ */
+SEC("sockops")
+int mesh_sockops(struct bpf_sock_ops *ctx)
+{
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		connection_connect(ctx);
+		break;
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		connection_active(ctx);
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		connection_passive(ctx);
+		break;
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		connection_listen(ctx);
+		break;
+	case BPF_SOCK_OPS_STATE_CB:
+		if (ctx->args[1] == BPF_TCP_CLOSE)
+			connection_close(ctx);
+		break;
+	}
+	return 1;
+}
+
+#endif

@@ -1,0 +1,160 @@
+// Package accesslog writes one JSON line for each finished connection.
+package accesslog
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"github.com/sidelight-mesh/sidelight/agent/connection"
+	"github.com/sidelight-mesh/sidelight/agent/enrich"
+	"github.com/sidelight-mesh/sidelight/collector/attribute"
+	"github.com/sidelight-mesh/sidelight/collector/queue"
+)
+
+// queueRecords is how many records may wait for a slow disk or pipe: some seconds of a busy node.
+const queueRecords = 1 << 16
+
+// writeBytes is how much is collected before a write.
+const writeBytes = 64 << 10
+
+// Log is a pipeline.Sink that writes lines from a goroutine of its own.
+type Log struct {
+	queue *queue.Queue
+	boot  attribute.Boot
+
+	mu   sync.Mutex
+	out  io.Writer
+	file *os.File // nil for a stream that is not ours to close
+	path string
+
+	lines  atomic.Uint64
+	failed atomic.Uint64
+}
+
+// Open opens a log: "stdout", "stderr", or a file to append to, which is made if need be.
+func Open(target string, boot attribute.Boot) (*Log, error) {
+	l := &Log{queue: queue.New(queueRecords), boot: boot}
+	switch target {
+	case "stdout":
+		l.out = os.Stdout
+	case "stderr":
+		l.out = os.Stderr
+	default:
+		l.path = target
+		if err := l.Reopen(); err != nil {
+			return nil, err
+		}
+	}
+	return l, nil
+}
+
+// NewWriter returns a log that writes to w.
+func NewWriter(w io.Writer, boot attribute.Boot) *Log {
+	return &Log{queue: queue.New(queueRecords), boot: boot, out: w}
+}
+
+// Reopen opens the file anew by its path, for log rotation by renaming. It does nothing for a stream. On error the log goes on
+// into the file it had.
+func (l *Log) Reopen() error {
+	if l.path == "" {
+		return nil
+	}
+	// Addresses and process names are nobody else's business.
+	file, err := os.OpenFile(l.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
+	if err != nil {
+		return fmt.Errorf("open access log: %w", err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file != nil {
+		l.file.Close()
+	}
+	l.file, l.out = file, file
+	return nil
+}
+
+// Consume queues the finished connections of a batch.
+func (l *Log) Consume(batch []enrich.Record) {
+	finished := 0
+	for i := range batch {
+		if batch[i].Event.Kind == connection.Close {
+			finished++
+		}
+	}
+	if finished == 0 {
+		return
+	}
+	closes := make([]enrich.Record, 0, finished)
+	for i := range batch {
+		if batch[i].Event.Kind == connection.Close {
+			closes = append(closes, batch[i])
+		}
+	}
+	l.queue.Consume(closes)
+}
+
+// Run writes until Close was called and everything queued is written.
+func (l *Log) Run() {
+	buf := make([]byte, 0, writeBytes+4096)
+	for {
+		batches, ok := l.queue.Next(context.Background())
+		if !ok {
+			return
+		}
+		lines := uint64(0)
+		for _, batch := range batches {
+			for i := range batch {
+				buf = AppendLine(buf, l.boot, &batch[i])
+				if lines++; len(buf) >= writeBytes {
+					l.write(buf, lines)
+					buf, lines = buf[:0], 0
+				}
+			}
+		}
+		l.write(buf, lines)
+		buf = buf[:0]
+	}
+}
+
+func (l *Log) write(buf []byte, lines uint64) {
+	if lines == 0 {
+		return
+	}
+	l.mu.Lock()
+	_, err := l.out.Write(buf)
+	l.mu.Unlock()
+	if err == nil {
+		l.lines.Add(lines)
+		return
+	}
+	// Once a second would be too often for a full disk; the counter tells how much.
+	if l.failed.Add(lines) == lines {
+		slog.Error("write access log: lines are lost, see sidelight_dropped_total", "error", err)
+	}
+}
+
+// Close makes Run end after what is queued. The caller waits for Run, then calls CloseFile.
+func (l *Log) Close() { l.queue.Close() }
+
+// CloseFile closes the file. Safe twice.
+func (l *Log) CloseFile() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file == nil {
+		return nil
+	}
+	err := l.file.Close()
+	l.file = nil
+	return err
+}
+
+// Lines counts lines written.
+func (l *Log) Lines() uint64 { return l.lines.Load() }
+
+// Dropped counts lines lost, for want of room in the queue or because a write failed.
+func (l *Log) Dropped() uint64 { return l.queue.Dropped() + l.failed.Load() }

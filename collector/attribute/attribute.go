@@ -1,0 +1,97 @@
+// Package attribute has the names that logs, spans and metrics carry, and what a record says under each of them. Names and
+// meanings stand in collector/meshreceiver/metadata.yaml; a test holds the two together.
+package attribute
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/sidelight-mesh/sidelight/agent/connection"
+	"github.com/sidelight-mesh/sidelight/agent/enrich"
+)
+
+// EventName is the event name of an access log record.
+const EventName = "sidelight.connection"
+
+// Sink takes attributes one by one.
+type Sink interface {
+	String(name, value string)
+	Int(name string, value int64)
+}
+
+// Boot names this boot of the machine, so that records of different boots cannot be taken for each other.
+type Boot string
+
+// NewBoot takes the text of /proc/sys/kernel/random/boot_id.
+func NewBoot(bootID string) Boot {
+	return Boot(strings.ReplaceAll(strings.TrimSpace(bootID), "-", ""))
+}
+
+// UID is the unique id of a connection's record: boot, socket, and start.
+func (b Boot) UID(key connection.Key) string {
+	return fmt.Sprintf("%.16s-%x-%x", string(b), key.Cookie, key.StartNS)
+}
+
+// Connection gives the attributes of a finished connection to a sink, in the order of the access log. What is not known is left
+// out. The record must be of a connection.Close.
+func Connection(r *enrich.Record, to Sink) {
+	e := &r.Event
+	to.String("network.transport", "tcp")
+	to.String("network.type", NetworkType(e))
+	to.String("network.local.address", e.Local.Addr().String())
+	to.Int("network.local.port", int64(e.Local.Port()))
+	to.String("network.peer.address", e.Peer.Addr().String())
+	to.Int("network.peer.port", int64(e.Peer.Port()))
+	client, server := e.Client(), e.Server()
+	to.String("client.address", client.Addr().String())
+	to.Int("client.port", int64(client.Port()))
+	to.String("server.address", server.Addr().String())
+	to.Int("server.port", int64(server.Port()))
+	to.String("sidelight.role", e.Role.String())
+	to.String("sidelight.reason", e.Reason.String())
+	if e.Reason != connection.OK {
+		to.String("error.type", e.Reason.String())
+	}
+	to.Int("sidelight.duration_ns", int64(e.EventNS-e.Key.StartNS))
+	if e.Role == connection.Client {
+		if e.EstablishedNS != 0 {
+			to.Int("sidelight.connect_ns", int64(e.EstablishedNS-e.ConnectNS))
+		}
+		if e.ConnectNS > e.Key.StartNS {
+			to.Int("sidelight.decision_ns", int64(e.ConnectNS-e.Key.StartNS))
+		}
+	}
+	to.Int("sidelight.sent_bytes", int64(e.Totals.SentBytes))
+	to.Int("sidelight.received_bytes", int64(e.Totals.ReceivedBytes))
+	to.Int("sidelight.retransmits", int64(e.Totals.Retransmits))
+	if e.Totals.RTTUS != 0 {
+		to.Int("sidelight.rtt_us", int64(e.Totals.RTTUS))
+	}
+	if e.Totals.MinRTTUS != 0 {
+		to.Int("sidelight.min_rtt_us", int64(e.Totals.MinRTTUS))
+	}
+	if p := r.Identity.Process; p != nil {
+		to.Int("process.pid", int64(p.PID))
+		if p.Executable != "" {
+			to.String("process.executable.name", p.Executable)
+		}
+	}
+	if w := r.Identity.Local; w.Cgroup != "" {
+		// The form of /proc/PID/cgroup, as semantic conventions have it.
+		to.String("process.linux.cgroup", "0::"+w.Cgroup)
+		if w.ContainerID != "" {
+			to.String("container.id", w.ContainerID)
+		}
+		if w.PodUID != "" {
+			to.String("k8s.pod.uid", w.PodUID)
+		}
+	}
+}
+
+// NetworkType is what the packets are, whatever the family of the socket.
+func NetworkType(e *connection.Event) string {
+	if e.Peer.Addr().Is4() {
+		return "ipv4"
+	}
+	return "ipv6"
+}

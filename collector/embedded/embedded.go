@@ -1,0 +1,125 @@
+// Package embedded runs the OpenTelemetry Collector inside this process: the real service with its own configuration, over a fixed
+// list of components.
+package embedded
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"go.opentelemetry.io/collector/component"
+	"go.opentelemetry.io/collector/confmap"
+	"go.opentelemetry.io/collector/confmap/provider/envprovider"
+	"go.opentelemetry.io/collector/confmap/provider/fileprovider"
+	"go.opentelemetry.io/collector/confmap/provider/yamlprovider"
+	"go.opentelemetry.io/collector/exporter"
+	"go.opentelemetry.io/collector/otelcol"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/sidelight-mesh/sidelight/collector/meshreceiver"
+)
+
+// Options of a collector.
+type Options struct {
+	// URI is the configuration, as the collector takes it: file:PATH or yaml:TEXT.
+	URI string
+	// Mesh is what the mesh receiver gets.
+	Mesh meshreceiver.Settings
+	// Version is ours, and what exporters call themselves by.
+	Version string
+	// OwnTelemetry keeps the collector's internal metrics in this process for Stats, whatever the configuration says of them.
+	OwnTelemetry bool
+	// Exporters are further ones that a configuration can name.
+	Exporters []exporter.Factory
+	Logger    *slog.Logger
+}
+
+// Collector is a collector in this process. Its methods are to be called from one goroutine, but for Stats.
+type Collector struct {
+	options Options
+	meters  *meters
+
+	collector *otelcol.Collector
+	done      chan struct{}
+	err       error
+}
+
+// New returns a collector that is not started.
+func New(options Options) *Collector {
+	return &Collector{options: options, meters: new(meters)}
+}
+
+func (c *Collector) build() (*otelcol.Collector, error) {
+	return otelcol.NewCollector(otelcol.CollectorSettings{
+		Factories: c.factories,
+		BuildInfo: component.BuildInfo{Command: "sidelight", Description: "Sidelight", Version: c.options.Version},
+		// Signals belong to the program that embeds us.
+		DisableGracefulShutdown: true,
+		SkipSettingGRPCLogger:   true,
+		ConfigProviderSettings: otelcol.ConfigProviderSettings{ResolverSettings: confmap.ResolverSettings{
+			URIs:              []string{c.options.URI},
+			ProviderFactories: []confmap.ProviderFactory{fileprovider.NewFactory(), envprovider.NewFactory(), yamlprovider.NewFactory()},
+			DefaultScheme:     "env",
+		}},
+		LoggingOptions: []zap.Option{zap.WrapCore(func(core zapcore.Core) zapcore.Core {
+			return &slogCore{level: core, handler: c.options.Logger.Handler()}
+		})},
+	})
+}
+
+// Validate reads the configuration and builds its pipelines without starting them.
+func (c *Collector) Validate(ctx context.Context) error {
+	collector, err := c.build()
+	if err != nil {
+		return err
+	}
+	return collector.DryRun(ctx)
+}
+
+// Start runs the collector and returns once it runs, or with the reason why it does not.
+func (c *Collector) Start(ctx context.Context) error {
+	collector, err := c.build()
+	if err != nil {
+		return err
+	}
+	c.collector, c.done = collector, make(chan struct{})
+	go func() {
+		defer close(c.done)
+		// Not ctx: it ends with a signal, and the collector is to end after its source.
+		c.err = collector.Run(context.WithoutCancel(ctx))
+	}()
+	// The library has no event for "running".
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for collector.GetState() != otelcol.StateRunning {
+		select {
+		case <-tick.C:
+		case <-c.done:
+			if c.err == nil {
+				return errors.New("start collector: it stopped at once")
+			}
+			return fmt.Errorf("start collector: %w", c.err)
+		case <-ctx.Done():
+			c.collector.Shutdown()
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// Done is closed when the collector ended, by Shutdown or by an error of its own.
+func (c *Collector) Done() <-chan struct{} { return c.done }
+
+// Shutdown stops the receivers, sends or stores what is under way, and returns when all of it is done. Safe twice, and without
+// Start.
+func (c *Collector) Shutdown() error {
+	if c.collector == nil {
+		return nil
+	}
+	c.collector.Shutdown()
+	<-c.done
+	return c.err
+}

@@ -1,0 +1,163 @@
+package meshreceiver
+
+import (
+	"time"
+
+	"go.opentelemetry.io/collector/pdata/pcommon"
+	"go.opentelemetry.io/collector/pdata/pmetric"
+
+	"github.com/sidelight-mesh/sidelight/agent/connection"
+	"github.com/sidelight-mesh/sidelight/collector/edge"
+)
+
+// newMetrics makes cumulative metrics of a snapshot. A backend that spells names the Prometheus way arrives at the names and
+// labels of /metrics.
+func newMetrics(settings *Settings, snapshot edge.Snapshot, now time.Time) pmetric.Metrics {
+	metrics := pmetric.NewMetrics()
+	if len(snapshot.Edges) == 0 {
+		return metrics
+	}
+	resource := metrics.ResourceMetrics().AppendEmpty()
+	resource.Resource().Attributes().PutStr("service.name", "sidelight")
+	if settings.HostName != "" {
+		resource.Resource().Attributes().PutStr("host.name", settings.HostName)
+		resource.Resource().Attributes().PutStr("service.instance.id", settings.HostName)
+	}
+	scope := resource.ScopeMetrics().AppendEmpty()
+	scope.Scope().SetName(scopeName)
+	b := builder{scope: scope.Metrics(), edges: snapshot.Edges, now: pcommon.NewTimestampFromTime(now), clock: settings.Clock()}
+
+	b.counter("sidelight.tcp.connection.attempts", "{connection}", clients(func(s *edge.Sums) uint64 { return s.Attempts }))
+	b.counter("sidelight.tcp.connection.established", "{connection}", each(func(s *edge.Sums) uint64 { return s.Established }))
+	b.reasons("sidelight.tcp.connection.failures", func(s *edge.Sums) *[connection.ReasonCount]uint64 { return &s.Failures })
+	b.reasons("sidelight.tcp.connection.closed", func(s *edge.Sums) *[connection.ReasonCount]uint64 { return &s.Closed })
+	b.gauge("sidelight.tcp.connection.open", each(func(s *edge.Sums) int64 { return s.Open }))
+	b.gauge("sidelight.tcp.connection.connecting", clients(func(s *edge.Sums) int64 { return s.Connecting }))
+	b.counter("sidelight.tcp.sent", "By", each(func(s *edge.Sums) uint64 { return s.SentBytes }))
+	b.counter("sidelight.tcp.received", "By", each(func(s *edge.Sums) uint64 { return s.ReceivedBytes }))
+	b.counter("sidelight.tcp.retransmits", "{segment}", each(func(s *edge.Sums) uint64 { return s.Retransmits }))
+	b.histogram("sidelight.tcp.connect.duration", clients(func(s *edge.Sums) *edge.Histogram { return &s.ConnectDuration }))
+	b.histogram("sidelight.tcp.connection.duration", each(func(s *edge.Sums) *edge.Histogram { return &s.ConnectionDuration }))
+	b.histogram("sidelight.tcp.rtt", each(func(s *edge.Sums) *edge.Histogram { return &s.RTT }))
+	return metrics
+}
+
+// pick reads something of an edge, if it applies to it.
+type pick[T any] func(*edge.Edge) (T, bool)
+
+func each[T any](f func(*edge.Sums) T) pick[T] {
+	return func(e *edge.Edge) (T, bool) { return f(&e.Sums), true }
+}
+
+// clients leaves servers out: a server does not see an attempt before it succeeds.
+func clients[T any](f func(*edge.Sums) T) pick[T] {
+	return func(e *edge.Edge) (T, bool) { return f(&e.Sums), e.Key.Role == connection.Client }
+}
+
+type builder struct {
+	scope pmetric.MetricSlice
+	edges []edge.Edge
+	now   pcommon.Timestamp
+	clock connection.Clock
+}
+
+func (b *builder) metric(name, unit string) pmetric.Metric {
+	m := b.scope.AppendEmpty()
+	m.SetName(name)
+	m.SetUnit(unit)
+	return m
+}
+
+func (b *builder) sum(name, unit string, monotonic bool) pmetric.NumberDataPointSlice {
+	sum := b.metric(name, unit).SetEmptySum()
+	sum.SetIsMonotonic(monotonic)
+	sum.SetAggregationTemporality(pmetric.AggregationTemporalityCumulative)
+	sum.DataPoints().EnsureCapacity(len(b.edges))
+	return sum.DataPoints()
+}
+
+func (b *builder) counter(name, unit string, value pick[uint64]) {
+	points := b.sum(name, unit, true)
+	for i := range b.edges {
+		if v, ok := value(&b.edges[i]); ok {
+			b.number(points, &b.edges[i]).SetIntValue(int64(v))
+		}
+	}
+}
+
+func (b *builder) gauge(name string, value pick[int64]) {
+	points := b.sum(name, "{connection}", false)
+	for i := range b.edges {
+		if v, ok := value(&b.edges[i]); ok {
+			b.number(points, &b.edges[i]).SetIntValue(v)
+		}
+	}
+}
+
+func (b *builder) reasons(name string, counts func(*edge.Sums) *[connection.ReasonCount]uint64) {
+	points := b.sum(name, "{connection}", true)
+	for i := range b.edges {
+		for reason, n := range counts(&b.edges[i].Sums) {
+			if n > 0 {
+				point := b.number(points, &b.edges[i])
+				point.Attributes().PutStr("reason", connection.Reason(reason).String())
+				point.SetIntValue(int64(n))
+			}
+		}
+	}
+}
+
+func (b *builder) number(points pmetric.NumberDataPointSlice, e *edge.Edge) pmetric.NumberDataPoint {
+	point := points.AppendEmpty()
+	point.SetStartTimestamp(pcommon.Timestamp(e.Sums.SinceUnixNS))
+	point.SetTimestamp(b.now)
+	edgeAttributes(point.Attributes(), e.Key)
+	return point
+}
+
+func (b *builder) histogram(name string, value pick[*edge.Histogram]) {
+	h := b.metric(name, "s").SetEmptyHistogram()
+	h.SetAggregationTemporality(pmetric.AggregationTemporalityCumulative)
+	for i := range b.edges {
+		v, ok := value(&b.edges[i])
+		if !ok {
+			continue
+		}
+		point := h.DataPoints().AppendEmpty()
+		point.SetStartTimestamp(pcommon.Timestamp(b.edges[i].Sums.SinceUnixNS))
+		point.SetTimestamp(b.now)
+		edgeAttributes(point.Attributes(), b.edges[i].Key)
+		point.SetCount(v.Count)
+		point.SetSum(v.Sum)
+		point.ExplicitBounds().FromRaw(v.Bounds)
+		point.BucketCounts().FromRaw(v.Classic)
+		for _, x := range v.Exemplars {
+			if x.AtNS != 0 {
+				exemplar := point.Exemplars().AppendEmpty()
+				exemplar.SetTraceID(pcommon.TraceID(x.TraceID))
+				exemplar.SetSpanID(pcommon.SpanID(x.SpanID))
+				exemplar.SetTimestamp(pcommon.Timestamp(b.clock.WallNS(x.AtNS)))
+				exemplar.SetDoubleValue(x.Value)
+			}
+		}
+	}
+}
+
+// edgeAttributes have the names of the Prometheus labels with dots for underscores, so that both ways lead to the same series.
+func edgeAttributes(to pcommon.Map, k edge.Key) {
+	to.EnsureCapacity(8)
+	to.PutStr("role", k.Role.String())
+	put := func(name, value string) {
+		if value != "" {
+			to.PutStr(name, value)
+		}
+	}
+	put("local.workload", k.LocalWorkload)
+	put("local.namespace", k.LocalNamespace)
+	put("peer.workload", k.PeerWorkload)
+	put("peer.namespace", k.PeerNamespace)
+	put("network.type", k.NetworkType)
+	if k.IsOverflow() {
+		to.PutBool("otel.metric.overflow", true)
+	}
+}

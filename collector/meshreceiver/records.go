@@ -1,0 +1,166 @@
+package meshreceiver
+
+import (
+	"go.opentelemetry.io/collector/pdata/pcommon"
+	"go.opentelemetry.io/collector/pdata/plog"
+	"go.opentelemetry.io/collector/pdata/ptrace"
+
+	"github.com/sidelight-mesh/sidelight/agent/connection"
+	"github.com/sidelight-mesh/sidelight/agent/enrich"
+	"github.com/sidelight-mesh/sidelight/collector/attribute"
+)
+
+// scopeName is the instrumentation scope of everything that comes from here.
+const scopeName = "github.com/sidelight-mesh/sidelight/collector/meshreceiver"
+
+// attributes is an attribute.Sink.
+type attributes struct{ to pcommon.Map }
+
+func (a attributes) String(name, value string)    { a.to.PutStr(name, value) }
+func (a attributes) Int(name string, value int64) { a.to.PutInt(name, value) }
+
+// attributeHint is about how many attributes a connection has.
+const attributeHint = 28
+
+// byWorkload finds or makes the scope of a workload's records: the workload is the resource.
+type byWorkload[S any] struct {
+	scopes map[*enrich.Workload]S
+	create func() (pcommon.Resource, S)
+	host   string
+}
+
+func (b *byWorkload[S]) scope(w *enrich.Workload) S {
+	scope, ok := b.scopes[w]
+	if !ok {
+		var resource pcommon.Resource
+		resource, scope = b.create()
+		workloadResource(resource.Attributes(), w, b.host)
+		b.scopes[w] = scope
+	}
+	return scope
+}
+
+func workloadResource(to pcommon.Map, w *enrich.Workload, host string) {
+	to.PutStr("service.name", w.Name)
+	if w.Namespace != "" {
+		to.PutStr("service.namespace", w.Namespace)
+	}
+	if host != "" {
+		to.PutStr("host.name", host)
+	}
+	if w.ContainerID != "" {
+		to.PutStr("container.id", w.ContainerID)
+	}
+	if w.PodUID != "" {
+		to.PutStr("k8s.pod.uid", w.PodUID)
+	}
+}
+
+// finished calls f for each connection that ended.
+func finished(batches [][]enrich.Record, f func(*enrich.Record)) {
+	for _, batch := range batches {
+		for i := range batch {
+			if batch[i].Event.Kind == connection.Close {
+				f(&batch[i])
+			}
+		}
+	}
+}
+
+func timestamp(r *enrich.Record, monotonicNS uint64) pcommon.Timestamp {
+	return pcommon.Timestamp(r.Clock.WallNS(monotonicNS))
+}
+
+// newLogs makes the access log: one record for each connection that ended.
+func newLogs(settings *Settings, batches [][]enrich.Record) plog.Logs {
+	logs := plog.NewLogs()
+	to := byWorkload[plog.ScopeLogs]{
+		scopes: make(map[*enrich.Workload]plog.ScopeLogs), host: settings.HostName,
+		create: func() (pcommon.Resource, plog.ScopeLogs) {
+			r := logs.ResourceLogs().AppendEmpty()
+			scope := r.ScopeLogs().AppendEmpty()
+			scope.Scope().SetName(scopeName)
+			return r.Resource(), scope
+		},
+	}
+	finished(batches, func(r *enrich.Record) {
+		e := &r.Event
+		trace := e.Trace()
+		log := to.scope(r.Identity.Local).LogRecords().AppendEmpty()
+		log.SetTimestamp(timestamp(r, e.Key.StartNS))
+		log.SetObservedTimestamp(timestamp(r, e.EventNS))
+		log.SetEventName(attribute.EventName)
+		log.SetTraceID(pcommon.TraceID(trace.ID))
+		log.SetSpanID(pcommon.SpanID(trace.Span(e.Role)))
+		log.SetFlags(plog.DefaultLogRecordFlags.WithIsSampled(true))
+		severity := plog.SeverityNumberInfo
+		if e.Reason != connection.OK {
+			severity = plog.SeverityNumberWarn
+		}
+		log.SetSeverityNumber(severity)
+		log.SetSeverityText(severity.String())
+		log.Attributes().EnsureCapacity(attributeHint)
+		log.Attributes().PutStr("log.record.uid", settings.Boot.UID(e.Key))
+		attribute.Connection(r, attributes{log.Attributes()})
+	})
+	return logs
+}
+
+// newTraces makes a span of each connection that ended.
+func newTraces(settings *Settings, batches [][]enrich.Record) ptrace.Traces {
+	traces := ptrace.NewTraces()
+	to := byWorkload[ptrace.ScopeSpans]{
+		scopes: make(map[*enrich.Workload]ptrace.ScopeSpans), host: settings.HostName,
+		create: func() (pcommon.Resource, ptrace.ScopeSpans) {
+			r := traces.ResourceSpans().AppendEmpty()
+			scope := r.ScopeSpans().AppendEmpty()
+			scope.Scope().SetName(scopeName)
+			return r.Resource(), scope
+		},
+	}
+	finished(batches, func(r *enrich.Record) {
+		fillSpan(to.scope(r.Identity.Local).Spans().AppendEmpty(), r)
+	})
+	return traces
+}
+
+// sampled is the W3C trace flag.
+const sampled = 1
+
+func fillSpan(span ptrace.Span, r *enrich.Record) {
+	e := &r.Event
+	trace := e.Trace()
+	span.SetTraceID(pcommon.TraceID(trace.ID))
+	span.SetSpanID(pcommon.SpanID(trace.Span(e.Role)))
+	span.SetFlags(sampled)
+	switch e.Role {
+	case connection.Client:
+		span.SetName("tcp connect")
+		span.SetKind(ptrace.SpanKindClient)
+	case connection.Server:
+		span.SetName("tcp accept")
+		span.SetKind(ptrace.SpanKindServer)
+		// A parent that nobody reports would make the trace look broken.
+		if r.ClientSeen {
+			span.SetParentSpanID(pcommon.SpanID(trace.ClientSpan))
+		}
+	}
+	span.SetStartTimestamp(timestamp(r, e.Key.StartNS))
+	span.SetEndTimestamp(timestamp(r, e.EventNS))
+	if e.Reason != connection.OK {
+		span.Status().SetCode(ptrace.StatusCodeError)
+		span.Status().SetMessage(e.Reason.String())
+	}
+	span.Attributes().EnsureCapacity(attributeHint)
+	attribute.Connection(r, attributes{span.Attributes()})
+	event := func(kind connection.Kind, at uint64) {
+		if at != 0 {
+			e := span.Events().AppendEmpty()
+			e.SetName(kind.String())
+			e.SetTimestamp(timestamp(r, at))
+		}
+	}
+	event(connection.PreConnect, e.ConnectNS)
+	event(connection.Established, e.EstablishedNS)
+	event(connection.Close, e.EventNS)
+}
