@@ -5,31 +5,31 @@ import "github.com/sidelight-mesh/sidelight/agent/connection"
 
 // Kernel is the kernel's side.
 type Kernel struct {
-	Attempts        uint64
-	Established     map[string]uint64 // by role
-	Failed          uint64
-	Closed          map[string]uint64 // by role
-	Submitted       map[string]uint64 // by kind of event
-	ReserveFailed   map[string]uint64 // by kind of event
-	StorageFailed   uint64
-	UntrackedClosed uint64
+	Attempts        uint64            `json:"attempts"`
+	Established     map[string]uint64 `json:"established"` // by role
+	Failed          uint64            `json:"failed"`
+	Closed          map[string]uint64 `json:"closed"`         // by role
+	Submitted       map[string]uint64 `json:"submitted"`      // by kind of event
+	ReserveFailed   map[string]uint64 `json:"reserve_failed"` // by kind of event
+	StorageFailed   uint64            `json:"storage_failed"`
+	UntrackedClosed uint64            `json:"untracked_closed"`
 }
 
 // User is user space's side.
 type User struct {
-	Received     uint64
-	DecodeFailed uint64
-	Decoded      map[string]uint64 // by kind of event
-	Untracked    uint64            // events of connections over the limit
-	Followed     uint64            // connections open or connecting now
+	Received     uint64            `json:"received"`
+	DecodeFailed uint64            `json:"decode_failed"`
+	Decoded      map[string]uint64 `json:"decoded"`   // by kind of event
+	Untracked    uint64            `json:"untracked"` // events of connections over the limit
+	Followed     uint64            `json:"followed"`  // connections open or connecting now
 }
 
 // Account is both sides at one moment at rest: after the ring was drained.
 type Account struct {
-	Kernel Kernel
-	User   User
+	Kernel Kernel `json:"kernel"`
+	User   User   `json:"user"`
 	// Unaccounted is how many connections or events the two sides differ by. Losses that are counted are accounted for.
-	Unaccounted uint64
+	Unaccounted uint64 `json:"unaccounted"`
 }
 
 // New compares the sides. The kernel's was read before the ring was drained and again after, user space's last. So user space has

@@ -1,0 +1,117 @@
+package demo
+
+import (
+	"context"
+	"sync"
+
+	"go.opentelemetry.io/collector/component"
+	"go.opentelemetry.io/collector/consumer"
+	"go.opentelemetry.io/collector/exporter"
+	"go.opentelemetry.io/collector/exporter/exporterhelper"
+	"go.opentelemetry.io/collector/pdata/pcommon"
+	"go.opentelemetry.io/collector/pdata/plog"
+	"go.opentelemetry.io/collector/pdata/pmetric"
+	"go.opentelemetry.io/collector/pdata/ptrace"
+)
+
+// Sink is the end of the pipeline: a collector exporter that keeps what came over OTLP. Safe for concurrent use.
+type Sink struct {
+	mu       sync.Mutex
+	received Received
+	uids     map[string]struct{}
+}
+
+// Received is what came.
+type Received struct {
+	Logs       int `json:"log_records"`
+	UniqueLogs int `json:"unique_log_records"`
+	Spans      int `json:"spans"`
+	DataPoints int `json:"data_points"`
+
+	Lines    []Line          `json:"-"` // the newest, oldest first
+	Metrics  pmetric.Metrics `json:"-"` // the newest report
+	Previous pmetric.Metrics `json:"-"` // the one before it
+}
+
+// Line is one access log record, as it came.
+type Line struct {
+	Workload   string
+	Attributes map[string]any
+	At         pcommon.Timestamp
+}
+
+const lines = 8
+
+// NewSink returns an empty sink.
+func NewSink() *Sink {
+	return &Sink{uids: make(map[string]struct{}), received: Received{Metrics: pmetric.NewMetrics(), Previous: pmetric.NewMetrics()}}
+}
+
+// Received returns what came so far.
+func (s *Sink) Received() Received {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.received
+	r.UniqueLogs = len(s.uids)
+	r.Lines = append([]Line(nil), r.Lines...)
+	return r
+}
+
+// SinkType is the sink's name in a collector's YAML.
+var SinkType = component.MustNewType("terminal")
+
+// Factory returns the exporter's factory.
+func (s *Sink) Factory() exporter.Factory {
+	type config struct{}
+	direct := exporterhelper.WithCapabilities(consumer.Capabilities{})
+	return exporter.NewFactory(SinkType, func() component.Config { return &config{} },
+		exporter.WithLogs(func(ctx context.Context, set exporter.Settings, cfg component.Config) (exporter.Logs, error) {
+			return exporterhelper.NewLogs(ctx, set, cfg, s.logs, direct)
+		}, component.StabilityLevelDevelopment),
+		exporter.WithTraces(func(ctx context.Context, set exporter.Settings, cfg component.Config) (exporter.Traces, error) {
+			return exporterhelper.NewTraces(ctx, set, cfg, s.traces, direct)
+		}, component.StabilityLevelDevelopment),
+		exporter.WithMetrics(func(ctx context.Context, set exporter.Settings, cfg component.Config) (exporter.Metrics, error) {
+			return exporterhelper.NewMetrics(ctx, set, cfg, s.metrics, direct)
+		}, component.StabilityLevelDevelopment),
+	)
+}
+
+func (s *Sink) logs(_ context.Context, logs plog.Logs) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.received.Logs += logs.LogRecordCount()
+	for _, resource := range logs.ResourceLogs().All() {
+		workload, _ := resource.Resource().Attributes().Get("service.name")
+		for _, scope := range resource.ScopeLogs().All() {
+			for _, record := range scope.LogRecords().All() {
+				uid, _ := record.Attributes().Get("log.record.uid")
+				s.uids[uid.Str()] = struct{}{}
+				s.received.Lines = append(s.received.Lines, Line{
+					Workload: workload.Str(), Attributes: record.Attributes().AsRaw(), At: record.Timestamp(),
+				})
+			}
+		}
+	}
+	if over := len(s.received.Lines) - lines; over > 0 {
+		s.received.Lines = append([]Line(nil), s.received.Lines[over:]...)
+	}
+	return nil
+}
+
+func (s *Sink) traces(_ context.Context, traces ptrace.Traces) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.received.Spans += traces.SpanCount()
+	return nil
+}
+
+func (s *Sink) metrics(_ context.Context, metrics pmetric.Metrics) error {
+	kept := pmetric.NewMetrics()
+	metrics.CopyTo(kept)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.received.DataPoints += metrics.DataPointCount()
+	s.received.Previous, s.received.Metrics = s.received.Metrics, kept
+	return nil
+}
