@@ -9,12 +9,12 @@
  * it on this CPU finishes before it goes on, so only an increment that is not one instruction could be torn. clang emits
  * load-add-store; hence the atomic form, which is uncontended here (one CPU, one cache line).
  */
-#define account_add(field)                                           \
-	do {                                                         \
-		__u32 zero_ = 0;                                     \
-		struct mesh_account *account_;                       \
-		account_ = bpf_map_lookup_elem(&account, &zero_);    \
-		if (account_)                                        \
+#define account_add(field)                                            \
+	do {                                                          \
+		__u32 zero_ = 0;                                      \
+		struct mesh_account *account_;                        \
+		account_ = bpf_map_lookup_elem(&account, &zero_);     \
+		if (account_)                                         \
 			__sync_fetch_and_add(&account_->field, 1ULL); \
 	} while (0)
 

@@ -175,10 +175,13 @@ static __always_inline void connection_close(struct bpf_sock_ops *ctx)
 	if (!tp)
 		return;
 	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
-	if (!conn || (conn->phase != MESH_CONNECTING && conn->phase != MESH_OPEN)) {
+	if (!conn) {
 		account_add(untracked_closed);
 		return;
 	}
+	/* A socket that connected before and listens now still has the flag that brings us here. */
+	if (conn->phase != MESH_CONNECTING && conn->phase != MESH_OPEN)
+		return;
 	established = conn->phase == MESH_OPEN;
 	conn->phase = MESH_CLOSED;
 	if (established && conn->event.role == MESH_SERVER)

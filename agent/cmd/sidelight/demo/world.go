@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -21,6 +20,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/sidelight-mesh/sidelight/agent/cmd/sidelight/lab"
 )
 
 // Service is something that the client talks to.
@@ -40,6 +41,9 @@ var (
 // ClientName is the name of the client's cgroup.
 const ClientName = "client.service"
 
+// goneName is the service whose host does not exist.
+const goneName = "gone.service"
+
 // Services are what there is: the good, the slow, the refusing, the resetting, one over IPv6, and one whose host is gone.
 func Services() []Service {
 	at := netip.MustParseAddrPort
@@ -49,7 +53,7 @@ func Services() []Service {
 		{Kind: "reset", Name: "resets.service", Address: at("192.0.2.12:8080"), Every: 200 * time.Millisecond},
 		{Kind: "good", Name: "six.service", Address: at("[2001:db8::13]:8080"), Every: 50 * time.Millisecond},
 		{Name: "refuses.service", Address: at("192.0.2.14:8080"), Every: 250 * time.Millisecond},
-		{Name: "gone.service", Address: at("192.0.2.99:8080"), Every: 500 * time.Millisecond},
+		{Name: goneName, Address: at("192.0.2.99:8080"), Every: 500 * time.Millisecond},
 	}
 }
 
@@ -81,10 +85,10 @@ func (w *World) make() error {
 		}
 	}
 	var err error
-	if w.client, err = newNamespace(); err != nil {
+	if w.client, err = lab.NewNamespace(); err != nil {
 		return err
 	}
-	if w.services, err = newNamespace(); err != nil {
+	if w.services, err = lab.NewNamespace(); err != nil {
 		return err
 	}
 	return w.connect()
@@ -116,41 +120,6 @@ func removeStale(cgroup2 string) {
 	}
 }
 
-// newNamespace makes a network namespace without a name: it lives as long as this handle and the processes in it.
-func newNamespace() (netns.NsHandle, error) {
-	made := netns.None()
-	err := onThread(func() (err error) {
-		if made, err = netns.New(); err != nil {
-			return err
-		}
-		// Duplicate address detection would cost the first IPv6 connections a second; a kernel without IPv6 has no such file.
-		_ = os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0)
-		return nil
-	})
-	if err != nil {
-		return netns.None(), fmt.Errorf("make network namespace: %w", err)
-	}
-	return made, nil
-}
-
-// onThread runs f on a thread that comes back to its network namespace afterwards.
-func onThread(f func() error) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	home, err := netns.Get()
-	if err != nil {
-		return err
-	}
-	defer home.Close()
-	err = f()
-	if back := netns.Set(home); back != nil {
-		// This thread is lost: without the unlock the runtime throws it away with its goroutine.
-		runtime.LockOSThread()
-		return errors.Join(err, back)
-	}
-	return err
-}
-
 // connect lays the cable and gives out the addresses.
 func (w *World) connect() error {
 	client, err := netlink.NewHandleAt(w.client)
@@ -167,12 +136,18 @@ func (w *World) connect() error {
 	if err := client.LinkAdd(cable); err != nil {
 		return fmt.Errorf("make veth: %w", err)
 	}
-	if err := up(client, clientV4, clientV6); err != nil {
+	// Both ends up before any address: IPv6 answers for an address that came before the link only after a second.
+	for _, h := range []*netlink.Handle{client, services} {
+		if err := linksUp(h); err != nil {
+			return err
+		}
+	}
+	if err := addAddresses(client, clientV4, clientV6); err != nil {
 		return err
 	}
 	var addresses []netip.Prefix
 	for _, s := range Services() {
-		if s.Name == "gone.service" {
+		if s.Name == goneName {
 			continue
 		}
 		bits := clientV4.Bits()
@@ -181,28 +156,34 @@ func (w *World) connect() error {
 		}
 		addresses = append(addresses, netip.PrefixFrom(s.Address.Addr(), bits))
 	}
-	return up(services, addresses...)
+	return addAddresses(services, addresses...)
 }
 
-func up(h *netlink.Handle, addresses ...netip.Prefix) error {
+func linksUp(h *netlink.Handle) error {
 	for _, name := range []string{"lo", "cable"} {
 		link, err := h.LinkByName(name)
 		if err != nil {
 			return fmt.Errorf("find %s: %w", name, err)
 		}
-		if name == "cable" {
-			for _, a := range addresses {
-				address := &netlink.Addr{IPNet: &net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), a.Addr().BitLen())}}
-				if a.Addr().Is6() {
-					address.Flags = unix.IFA_F_NODAD // else the address cannot be used for a second
-				}
-				if err := h.AddrAdd(link, address); err != nil {
-					return fmt.Errorf("add address %v: %w", a, err)
-				}
-			}
-		}
 		if err := h.LinkSetUp(link); err != nil {
 			return fmt.Errorf("set %s up: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func addAddresses(h *netlink.Handle, addresses ...netip.Prefix) error {
+	link, err := h.LinkByName("cable")
+	if err != nil {
+		return fmt.Errorf("find cable: %w", err)
+	}
+	for _, a := range addresses {
+		address := &netlink.Addr{IPNet: &net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), a.Addr().BitLen())}}
+		if a.Addr().Is6() {
+			address.Flags = unix.IFA_F_NODAD // else the address cannot be used for a second
+		}
+		if err := h.AddrAdd(link, address); err != nil {
+			return fmt.Errorf("add address %v: %w", a, err)
 		}
 	}
 	return nil
@@ -223,28 +204,13 @@ func (w *World) Start(ctx context.Context, self string) error {
 
 // spawn starts a process in a namespace and a cgroup, from its first instruction on, and waits for its first line of output.
 func (w *World) spawn(ctx context.Context, ns netns.NsHandle, cgroup, self string, args ...string) error {
-	dir, err := os.Open(filepath.Join(w.Cgroup, cgroup))
-	if err != nil {
-		return fmt.Errorf("open cgroup: %w", err)
-	}
-	defer dir.Close()
 	cmd := exec.Command(self, args...)
 	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		UseCgroupFD: true, CgroupFD: int(dir.Fd()),
-		// A demo that is killed takes its world along; the group keeps Ctrl-C for the demo, which stops them in order.
-		Pdeathsig: syscall.SIGKILL, Setpgid: true,
-	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return err
 	}
-	if err := onThread(func() error {
-		if err := netns.Set(ns); err != nil {
-			return err
-		}
-		return cmd.Start()
-	}); err != nil {
+	if err := lab.Start(cmd, ns, filepath.Join(w.Cgroup, cgroup)); err != nil {
 		return fmt.Errorf("start %s: %w", cgroup, err)
 	}
 	w.processes = append(w.processes, cmd)
@@ -290,23 +256,11 @@ func (w *World) Close() error {
 	}
 	dirs := w.cgroups()
 	for i := len(dirs) - 1; i >= 0; i-- {
-		if err := removeCgroup(dirs[i]); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := lab.RemoveCgroup(dirs[i]); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// removeCgroup waits out the moment between the end of a process and the kernel's notice of it.
-func removeCgroup(dir string) error {
-	deadline := time.Now().Add(2 * time.Second)
-	for {
-		err := os.Remove(dir)
-		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
-			return err
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
 }
 
 // ClientAddresses are those that the services see.

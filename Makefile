@@ -1,0 +1,71 @@
+# Two commands matter: "make demo" and "make test". "make help" lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.buildVersion=$(VERSION)
+GOLANGCI := v2.12.0
+# Tools that are built from source, outside the work tree.
+TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sidelight-tools
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+
+.PHONY: build
+build: ## build bin/sidelight
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/sidelight ./agent/cmd/sidelight
+
+.PHONY: demo
+demo: build ## build, then run the main job on a little world of its own (root)
+	./bin/sidelight demo
+
+.PHONY: test
+test: setup build test-cross ## install what the tests need, then run all of them (root)
+	go test -count=1 -timeout 20m ./...
+
+.PHONY: test-unit
+test-unit: ## the tests that need neither root nor anything installed
+	go test -short ./...
+
+.PHONY: test-cross
+test-cross: ## everything compiles for arm64 too
+	GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./agent/cmd/sidelight
+
+.PHONY: fuzz
+fuzz: ## fuzz the decoder for 30 s
+	go test -run '^$$' -fuzz FuzzDecode -fuzztime 30s ./agent/event
+
+.PHONY: setup
+setup: ## install the Debian packages that tests and generation need, those that are missing
+	@./.ci/setup
+
+.PHONY: generate
+generate: ## rebuild the BPF object, its Go binding and the generated documents (clang-19)
+	go generate ./...
+
+.PHONY: generate-check
+generate-check: setup ## generated files are what their sources make
+	@clang-19 --version | head -1
+	$(MAKE) --no-print-directory generate
+	@git diff --exit-code -- '*_bpfel.*' collector/meshreceiver/documentation.md || { echo 'generated files differ from what their sources make: run make generate and commit'; exit 1; }
+
+.PHONY: lint
+lint: setup $(TOOLS)/golangci-lint-$(GOLANGCI) ## Go and C linters, formatting, tidy go.mod
+	$(TOOLS)/golangci-lint-$(GOLANGCI) run ./...
+	clang-format-19 --dry-run --Werror $$(git ls-files 'bpf/*.h' 'bpf/*.c')
+	go mod tidy -diff
+
+$(TOOLS)/golangci-lint-$(GOLANGCI):
+	mkdir -p $(TOOLS)
+	GOBIN=$(TOOLS) GOFLAGS= CGO_ENABLED=0 go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
+	mv $(TOOLS)/golangci-lint $@
+
+.PHONY: fmt
+fmt: $(TOOLS)/golangci-lint-$(GOLANGCI) ## format Go and C
+	$(TOOLS)/golangci-lint-$(GOLANGCI) fmt
+	clang-format-19 -i $$(git ls-files 'bpf/*.h' 'bpf/*.c')
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin

@@ -1,0 +1,319 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netns"
+
+	"github.com/sidelight-mesh/sidelight/agent/cmd/sidelight/lab"
+	"github.com/sidelight-mesh/sidelight/agent/datapath"
+)
+
+// program is the one under test, built by TestMain.
+var program string
+
+// peerRole makes this test binary a client or a server: see peer_test.go.
+const peerRole = "SIDELIGHT_TEST_PEER"
+
+func TestMain(m *testing.M) {
+	if role := os.Getenv(peerRole); role != "" {
+		if err := runPeer(role); err != nil {
+			fmt.Fprintln(os.Stderr, role+":", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	code, err := buildAndRun(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func buildAndRun(m *testing.M) (int, error) {
+	dir, err := os.MkdirTemp("", "sidelight-test-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir)
+	program = filepath.Join(dir, "sidelight")
+	build := exec.Command("go", "build", "-o", program, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("build: %w\n%s", err, out)
+	}
+	return m.Run(), nil
+}
+
+// needRoot skips a test that is not for "go test -short", and fails it without root.
+func needRoot(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("live test")
+	}
+	if os.Getuid() != 0 {
+		t.Fatal("needs root; use go test -short without")
+	}
+}
+
+var cgroupNumber atomic.Uint32
+
+// newCgroup makes a cgroup of this test's own, with children, and removes all of it at the end.
+func newCgroup(t *testing.T, children ...string) string {
+	t.Helper()
+	root, err := datapath.OpenCgroup("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(root.Dir, fmt.Sprintf("sidelight-test-%d-%d", os.Getpid(), cgroupNumber.Add(1)))
+	dirs := []string{dir}
+	for _, child := range children {
+		dirs = append(dirs, filepath.Join(dir, child))
+	}
+	for _, d := range dirs {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := lab.RemoveCgroup(d); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	return dir
+}
+
+// newNamespace makes a network namespace that ends with the test. Its loopback is up.
+func newNamespace(t *testing.T) netns.NsHandle {
+	t.Helper()
+	ns, err := lab.NewNamespace()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ns.Close() })
+	if err := lab.In(ns, loopbackUp); err != nil {
+		t.Fatal(err)
+	}
+	return ns
+}
+
+// process is a child of this test.
+type process struct {
+	*exec.Cmd
+	t    *testing.T
+	out  *bufio.Reader
+	done chan struct{}
+	err  error
+}
+
+// start starts a command in a namespace and a cgroup; it is killed with the test.
+func start(t *testing.T, ns netns.NsHandle, cgroup string, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{Cmd: cmd, t: t, done: make(chan struct{})}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.out = bufio.NewReader(out)
+	if cmd.Stderr == nil {
+		cmd.Stderr = os.Stderr
+	}
+	if err := lab.Start(cmd, ns, cgroup); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if p.ProcessState == nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	})
+	return p
+}
+
+// line waits for the process's next line of output.
+func (p *process) line() string {
+	p.t.Helper()
+	line, err := p.out.ReadString('\n')
+	if err != nil {
+		p.t.Fatalf("%v: read output: %v", p.Args, err)
+	}
+	return strings.TrimSpace(line)
+}
+
+// end waits for the process to end well.
+func (p *process) end() {
+	p.t.Helper()
+	_, _ = io.Copy(io.Discard, p.out)
+	if err := p.Wait(); err != nil {
+		p.t.Fatalf("%v: %v", p.Args, err)
+	}
+}
+
+// agent is a "sidelight run" under test.
+type agent struct {
+	t       *testing.T
+	cmd     *exec.Cmd
+	log     string // its own log, a file
+	Access  string // its access log, a file
+	Address string // of /metrics
+}
+
+// startAgent starts the program on a cgroup, with an access log, and waits until it is attached.
+func startAgent(t *testing.T, cgroup string, args ...string) *agent {
+	t.Helper()
+	dir := t.TempDir()
+	a := &agent{t: t, log: filepath.Join(dir, "agent.log"), Access: filepath.Join(dir, "access.log")}
+	logFile, err := os.Create(a.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer logFile.Close()
+	a.cmd = exec.Command(program, append([]string{
+		"run", "--cgroup", cgroup, "--access-log", a.Access, "--metrics-address", "127.0.0.1:0",
+	}, args...)...)
+	a.cmd.Stderr = logFile
+	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := a.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if a.cmd.ProcessState == nil {
+			_ = a.cmd.Process.Kill()
+			_ = a.cmd.Wait()
+		}
+		if t.Failed() {
+			text, _ := os.ReadFile(a.log)
+			t.Logf("agent's log:\n%s", text)
+		}
+	})
+	eventually(t, "the agent to attach", func() error {
+		text, _ := os.ReadFile(a.log)
+		_, after, found := strings.Cut(string(text), "metrics=")
+		if !found || !strings.Contains(after, "\n") {
+			return fmt.Errorf("log so far: %s", text)
+		}
+		a.Address = strings.TrimSpace(strings.SplitN(after, "\n", 2)[0])
+		response, err := http.Get("http://" + a.Address + "/readyz")
+		if err != nil {
+			return err
+		}
+		response.Body.Close()
+		if response.StatusCode != http.StatusOK {
+			return errors.New(response.Status)
+		}
+		return nil
+	})
+	return a
+}
+
+// stop ends the agent as an operator would, which flushes everything.
+func (a *agent) stop() {
+	a.t.Helper()
+	if err := a.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		a.t.Fatal(err)
+	}
+	if err := a.cmd.Wait(); err != nil {
+		a.t.Fatalf("agent: %v", err)
+	}
+}
+
+// metrics reads /metrics as name{labels} -> value.
+func (a *agent) metrics() string {
+	a.t.Helper()
+	response, err := http.Get("http://" + a.Address + "/metrics")
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil || response.StatusCode != http.StatusOK {
+		a.t.Fatalf("%s %v: %s", response.Status, err, text)
+	}
+	return string(text)
+}
+
+// waitClosed waits until the kernel has told the end of every connection.
+func (a *agent) waitClosed() {
+	a.t.Helper()
+	eventually(a.t, "every connection to end", func() error {
+		if text := a.metrics(); !strings.Contains(text, "\nsidelight_self_connections_followed 0\n") {
+			return errors.New("some are still followed")
+		}
+		return nil
+	})
+}
+
+// logLine is what the tests read of a line of the access log.
+type logLine struct {
+	UID         string `json:"log.record.uid"`
+	TraceID     string `json:"trace_id"`
+	NetworkType string `json:"network.type"`
+	ServerPort  int    `json:"server.port"`
+	Role        string `json:"sidelight.role"`
+	Reason      string `json:"sidelight.reason"`
+	ErrorType   string `json:"error.type"`
+	Sent        uint64 `json:"sidelight.sent_bytes"`
+	Received    uint64 `json:"sidelight.received_bytes"`
+	PID         int    `json:"process.pid"`
+	Executable  string `json:"process.executable.name"`
+	Cgroup      string `json:"process.linux.cgroup"`
+}
+
+// lines reads the access log, every line of which must be an object.
+func (a *agent) lines() []logLine {
+	a.t.Helper()
+	f, err := os.Open(a.Access)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	defer f.Close()
+	var lines []logLine
+	uids := make(map[string]bool)
+	for scanner := bufio.NewScanner(f); scanner.Scan(); {
+		var l logLine
+		if err := json.Unmarshal(scanner.Bytes(), &l); err != nil {
+			a.t.Fatalf("%v: %s", err, scanner.Text())
+		}
+		if uids[l.UID] {
+			a.t.Errorf("two lines have the uid %s", l.UID)
+		}
+		uids[l.UID] = true
+		lines = append(lines, l)
+	}
+	return lines
+}
+
+// eventually polls until f has no complaint.
+func eventually(t *testing.T, what string, f func() error) {
+	t.Helper()
+	eventuallyWithin(t, 30*time.Second, what, f)
+}
+
+func eventuallyWithin(t *testing.T, limit time.Duration, what string, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %v for %s: %v", limit, what, err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}

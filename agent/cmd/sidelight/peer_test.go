@@ -1,0 +1,255 @@
+package main
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// How a connection is to end.
+const (
+	clientCloses   = "client_closes"
+	serverCloses   = "server_closes"
+	clientResets   = "client_resets"   // SO_LINGER 0
+	serverResets   = "server_resets"   // SO_LINGER 0
+	clientUnread   = "client_unread"   // close with the response unread
+	clientAbandons = "client_abandons" // close while the handshake is under way
+	connectOnly    = "connect_only"    // the connect is to fail
+)
+
+// script is what a client is told to do. The socket's family is that of the address: a v4-mapped one makes an IPv6 socket.
+type script struct {
+	Addr     netip.AddrPort
+	Ending   string
+	Count    int
+	Parallel int
+	Request  int // bytes
+	Response int // bytes
+}
+
+// headerBytes go before each request: ending, sizes.
+const headerBytes = 16 + 8 + 8
+
+// clientResult is what the client saw.
+type clientResult struct {
+	Errno map[string]int // of connect
+}
+
+func runPeer(role string) error {
+	if role == "server" {
+		return runServer()
+	}
+	var s script
+	if err := json.Unmarshal([]byte(os.Args[1]), &s); err != nil {
+		return err
+	}
+	result := clientResult{Errno: make(map[string]int)}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	failed := make(chan error, s.Count)
+	slots := make(chan struct{}, max(s.Parallel, 1))
+	for range s.Count {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			errno, err := runClient(s)
+			if err != nil {
+				failed <- err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			result.Errno[errno]++
+		})
+	}
+	wg.Wait()
+	select {
+	case err := <-failed:
+		return err
+	default:
+	}
+	return json.NewEncoder(os.Stdout).Encode(result)
+}
+
+// runClient makes one connection by system calls: Go's dialer would unmap addresses.
+func runClient(s script) (errno string, err error) {
+	family, address := unix.AF_INET, unix.Sockaddr(nil)
+	if s.Addr.Addr().Is4() {
+		address = &unix.SockaddrInet4{Port: int(s.Addr.Port()), Addr: s.Addr.Addr().As4()}
+	} else {
+		family, address = unix.AF_INET6, &unix.SockaddrInet6{Port: int(s.Addr.Port()), Addr: s.Addr.Addr().As16()}
+	}
+	kind := unix.SOCK_STREAM | unix.SOCK_CLOEXEC
+	if s.Ending == clientAbandons {
+		kind |= unix.SOCK_NONBLOCK
+	}
+	fd, err := unix.Socket(family, kind, 0)
+	if err != nil {
+		return "", err
+	}
+	file := os.NewFile(uintptr(fd), "connection")
+	defer file.Close()
+	for {
+		err = unix.Connect(fd, address)
+		if !errors.Is(err, unix.EINTR) { // the runtime's own preemption signal
+			break
+		}
+	}
+	if err != nil {
+		if s.Ending == connectOnly || s.Ending == clientAbandons {
+			return unix.ErrnoName(err.(syscall.Errno)), nil
+		}
+		return "", fmt.Errorf("connect %v: %w", s.Addr, err)
+	}
+	if s.Ending == connectOnly || s.Ending == clientAbandons {
+		return "", fmt.Errorf("connect %v: it worked", s.Addr)
+	}
+	return "", exchange(file, s)
+}
+
+func exchange(file *os.File, s script) error {
+	request := make([]byte, headerBytes+s.Request)
+	copy(request, s.Ending)
+	binary.BigEndian.PutUint64(request[16:], uint64(s.Request))
+	binary.BigEndian.PutUint64(request[24:], uint64(s.Response))
+	if _, err := file.Write(request); err != nil {
+		return err
+	}
+	switch s.Ending {
+	case clientUnread:
+		// One byte of the response proves that it is there; the rest stays in the socket.
+		_, err := io.ReadFull(file, make([]byte, 1))
+		return err
+	case serverResets:
+		if n, err := io.Copy(io.Discard, file); !errors.Is(err, unix.ECONNRESET) {
+			return fmt.Errorf("want a reset, got %d bytes and %v", n, err)
+		}
+		return nil
+	}
+	if _, err := io.ReadFull(file, make([]byte, s.Response)); err != nil {
+		return fmt.Errorf("read response: %w", err)
+	}
+	switch s.Ending {
+	case clientResets:
+		return unix.SetsockoptLinger(int(file.Fd()), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	case serverCloses:
+		if n, err := file.Read(make([]byte, 1)); err != io.EOF {
+			return fmt.Errorf("want the end, got %d bytes and %v", n, err)
+		}
+	}
+	return nil
+}
+
+// runServer listens on a dual-stack socket, says its port, and serves until its input ends.
+func runServer() error {
+	listener, err := net.Listen("tcp", "[::]:0")
+	if err != nil {
+		return err
+	}
+	fmt.Println(listener.Addr().(*net.TCPAddr).Port)
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		listener.Close()
+	}()
+	var serving sync.WaitGroup
+	for {
+		conn, err := listener.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			serving.Wait()
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		serving.Go(func() { serveOne(conn.(*net.TCPConn)) })
+	}
+}
+
+// serveOne does as the header says. The client judges the outcome.
+func serveOne(conn *net.TCPConn) {
+	defer conn.Close()
+	header := make([]byte, headerBytes)
+	if _, err := io.ReadFull(conn, header); err != nil {
+		return
+	}
+	if _, err := io.CopyN(io.Discard, conn, int64(binary.BigEndian.Uint64(header[16:]))); err != nil {
+		return
+	}
+	ending := string(header[:16])
+	is := func(want string) bool { return ending == fmt.Sprintf("%.16s", want+string(make([]byte, 16))) }
+	if is(serverResets) {
+		_ = conn.SetLinger(0)
+		return
+	}
+	if _, err := conn.Write(make([]byte, binary.BigEndian.Uint64(header[24:]))); err != nil {
+		return
+	}
+	if !is(serverCloses) {
+		_, _ = io.Copy(io.Discard, conn) // the client's end, or its reset
+	}
+}
+
+// startServer starts a server and returns it with its port.
+func startServer(t *testing.T, ns netns.NsHandle, cgroup string) (*process, uint16) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), peerRole+"=server")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stdin.Close() })
+	p := start(t, ns, cgroup, cmd)
+	var port uint16
+	if _, err := fmt.Sscan(p.line(), &port); err != nil {
+		t.Fatal(err)
+	}
+	return p, port
+}
+
+// runScript runs a client to its end.
+func runScript(t *testing.T, ns netns.NsHandle, cgroup string, s script) (pid int, result clientResult) {
+	t.Helper()
+	text, err := json.Marshal(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0], string(text))
+	cmd.Env = append(os.Environ(), peerRole+"=client")
+	p := start(t, ns, cgroup, cmd)
+	if err := json.Unmarshal([]byte(p.line()), &result); err != nil {
+		t.Fatal(err)
+	}
+	p.end()
+	return p.Process.Pid, result
+}
+
+// loopbackUp sets lo up in the namespace of this thread.
+func loopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(lo)
+}
+
+// prefix is netlink's form of a CIDR.
+func prefix(cidr string) *net.IPNet {
+	_, n, err := net.ParseCIDR(cidr)
+	if err != nil {
+		panic(err)
+	}
+	return n
+}
