@@ -102,7 +102,7 @@ func OpenCgroup(dir string) (Cgroup, error) {
 		absolute, err = filepath.EvalSymlinks(absolute)
 	}
 	if err != nil {
-		return Cgroup{}, fmt.Errorf("open cgroup: %w; name an existing cgroup2 directory", err)
+		return Cgroup{}, fmt.Errorf("open cgroup %s: %w; name an existing cgroup2 directory", dir, err)
 	}
 	if info, err := os.Stat(absolute); err != nil || !info.IsDir() {
 		return Cgroup{}, fmt.Errorf("open cgroup %s: not a directory; name a cgroup2 directory", dir)

@@ -32,6 +32,8 @@ type Options struct {
 	Version string
 	// OwnTelemetry keeps the collector's internal metrics in this process for Stats, whatever the configuration says of them.
 	OwnTelemetry bool
+	// Persistent says that every exporter's queue is on disk, so that an export that a shutdown interrupts is not lost.
+	Persistent bool
 	// Exporters are further ones that a configuration can name.
 	Exporters []exporter.Factory
 	Logger    *slog.Logger
@@ -65,7 +67,7 @@ func (c *Collector) build() (*otelcol.Collector, error) {
 			DefaultScheme:     "env",
 		}},
 		LoggingOptions: []zap.Option{zap.WrapCore(func(core zapcore.Core) zapcore.Core {
-			return &slogCore{level: core, handler: c.options.Logger.Handler()}
+			return &slogCore{level: core, handler: c.options.Logger.Handler(), persistent: c.options.Persistent}
 		})},
 	})
 }

@@ -3,6 +3,7 @@ package embedded
 import (
 	"context"
 	"log/slog"
+	"strings"
 
 	"go.uber.org/zap/zapcore"
 )
@@ -13,6 +14,8 @@ type slogCore struct {
 	level   zapcore.LevelEnabler
 	handler slog.Handler
 	fields  []zapcore.Field
+	// persistent is Options.Persistent.
+	persistent bool
 }
 
 func (c *slogCore) Enabled(level zapcore.Level) bool {
@@ -20,7 +23,9 @@ func (c *slogCore) Enabled(level zapcore.Level) bool {
 }
 
 func (c *slogCore) With(fields []zapcore.Field) zapcore.Core {
-	return &slogCore{level: c.level, handler: c.handler, fields: append(c.fields[:len(c.fields):len(c.fields)], fields...)}
+	with := *c
+	with.fields = append(c.fields[:len(c.fields):len(c.fields)], fields...)
+	return &with
 }
 
 func (c *slogCore) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
@@ -38,7 +43,12 @@ func (c *slogCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
 	for _, f := range fields {
 		f.AddTo(encoder)
 	}
-	record := slog.NewRecord(entry.Time, slogLevel(entry.Level), entry.Message, 0)
+	level, message := slogLevel(entry.Level), entry.Message
+	if reason, _ := encoder.Fields["error"].(string); c.persistent && strings.HasPrefix(reason, "interrupted due to shutdown") {
+		// The library says that it drops the data, whatever the queue: queue_sender.go. A queue on disk keeps it.
+		level, message = slog.LevelInfo, "Export interrupted by shutdown, the data stays in the queue"
+	}
+	record := slog.NewRecord(entry.Time, level, message, 0)
 	record.AddAttrs(slog.String("component", "collector"))
 	for key, value := range encoder.Fields {
 		// The whole resource of the process, the same in every line.

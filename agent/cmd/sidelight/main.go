@@ -23,7 +23,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := rootCommand().ExecuteContext(ctx)
 	stop()
-	if err == nil {
+	if err == nil || errors.Is(err, context.Canceled) { // the latter: a signal before there was anything to end in order
 		return
 	}
 	fmt.Fprintln(os.Stderr, "sidelight:", err)
@@ -38,6 +38,19 @@ func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "sidelight",
 		Short: "A sidecarless service mesh data plane that tells what every connection did",
+		// cobra's own answer to an unknown command has no type to tell it by.
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			hint := "see sidelight --help"
+			if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
+				hint = "did you mean " + like[0] + "?"
+			}
+			return inputError{fmt.Errorf("unknown command %q; %s", args[0], hint)}
+		},
+		SuggestionsMinimumDistance: 2,
 		// main prints the error, and usage is for those who ask.
 		SilenceErrors: true, SilenceUsage: true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},

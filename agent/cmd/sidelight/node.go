@@ -127,6 +127,7 @@ func (n *node) prepareCollector(ctx context.Context, options nodeOptions) error 
 		Mesh:         meshreceiver.Settings{Source: source{n.records, n.edges}, Clock: event.MeasureClock, Boot: n.boot, HostName: host},
 		Version:      version(),
 		OwnTelemetry: own,
+		Persistent:   own && options.collectorURI == "",
 		Exporters:    options.exporters,
 		Logger:       n.logger,
 	})

@@ -1,0 +1,211 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.opentelemetry.io/collector/exporter"
+
+	"github.com/sidelight-mesh/sidelight/agent/cmd/sidelight/demo"
+	"github.com/sidelight-mesh/sidelight/collector/embedded"
+)
+
+// freePort finds a port on loopback that nobody uses.
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// backend is a real OTLP receiver: the collector's own, in a collector of its own.
+type backend struct {
+	*demo.Sink
+	collector *embedded.Collector
+}
+
+func startBackend(t *testing.T, grpc, http string) *backend {
+	t.Helper()
+	b := &backend{Sink: demo.NewSink()}
+	b.collector = embedded.New(embedded.Options{
+		URI: fmt.Sprintf(`yaml:
+receivers: {otlp: {protocols: {grpc: {endpoint: %q}, http: {endpoint: %q}}}}
+exporters: {terminal: {}}
+service:
+  pipelines:
+    metrics: {receivers: [otlp], exporters: [terminal]}
+    logs: {receivers: [otlp], exporters: [terminal]}
+    traces: {receivers: [otlp], exporters: [terminal]}
+  telemetry: {logs: {level: error}}
+`, grpc, http),
+		Exporters: []exporter.Factory{b.Factory()}, OwnTelemetry: true, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	})
+	if err := b.collector.Start(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.collector.Shutdown(); err != nil {
+			t.Error(err)
+		}
+	})
+	return b
+}
+
+// writeConfig writes a configuration with a state directory of the test's own.
+func writeConfig(t *testing.T, more ...string) string {
+	t.Helper()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "sidelight.yaml")
+	text := fmt.Sprintf("state_directory: %s\nreport_interval: 200ms\n%s\n", filepath.Join(dir, "state"), strings.Join(more, "\n"))
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// TestExport sends the three signals by each protocol and wants each connection once, in sums that agree.
+func TestExport(t *testing.T) {
+	needRoot(t)
+	for _, protocol := range []string{"grpc", "http/protobuf"} {
+		t.Run(protocol, func(t *testing.T) {
+			const count = 500
+			cgroup := newCgroup(t, "client", "server")
+			ns := newNamespace(t)
+			grpc, http := freePort(t), freePort(t)
+			b := startBackend(t, grpc, http)
+			endpoint := "http://" + grpc
+			if protocol != "grpc" {
+				endpoint = "http://" + http
+			}
+			a := startAgent(t, cgroup, "--config", writeConfig(t, "otlp: {protocol: "+protocol+"}"), "--otlp-endpoint", endpoint)
+			_, port := startServer(t, ns, filepath.Join(cgroup, "server"))
+			runScript(t, ns, filepath.Join(cgroup, "client"), script{
+				Addr: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port), Ending: clientCloses, Count: count, Parallel: 20, Request: 10, Response: 100,
+			})
+			a.waitClosed()
+			eventually(t, "logs and spans", func() error {
+				if r := b.Received(); r.Logs != 2*count || r.Spans != 2*count {
+					return fmt.Errorf("got %d logs and %d spans, want %d", r.Logs, r.Spans, 2*count)
+				}
+				return nil
+			})
+			a.stop()
+			r := b.Received()
+			if r.Logs != 2*count || r.UniqueLogs != 2*count || r.Spans != 2*count {
+				t.Errorf("got %d logs (%d different) and %d spans, want %d", r.Logs, r.UniqueLogs, r.Spans, 2*count)
+			}
+			edges := demo.Edges(r.Metrics)
+			if len(edges) != 2 {
+				t.Fatalf("got %d edges: %+v", len(edges), edges)
+			}
+			client, server := edges[0], edges[1]
+			if client.Attempts != count || client.Established != count || client.Closed["ok"] != count || client.Open != 0 ||
+				client.SentBytes != count*(headerBytes+10) || client.ReceivedBytes != count*100 {
+				t.Errorf("client edge: %+v", client)
+			}
+			if server.Established != count || server.Closed["ok"] != count || server.SentBytes != count*100 || server.ReceivedBytes != count*(headerBytes+10) {
+				t.Errorf("server edge: %+v", server)
+			}
+		})
+	}
+}
+
+// TestBackendDown makes 10,000 connections while the backend is down, the agent restarted halfway, then starts the backend: every
+// record of every connection arrives.
+func TestBackendDown(t *testing.T) {
+	needRoot(t)
+	const count = 5000
+	cgroup := newCgroup(t, "client", "server")
+	ns := newNamespace(t)
+	grpc := freePort(t)
+	config := writeConfig(t, "otlp: {protocol: grpc}")
+	b := startBackend(t, grpc, freePort(t))
+	if err := b.collector.Shutdown(); err != nil { // it was there once, as backends are
+		t.Fatal(err)
+	}
+	_, port := startServer(t, ns, filepath.Join(cgroup, "server"))
+	s := script{
+		Addr: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port), Ending: clientCloses, Count: count, Parallel: 20, Request: 10, Response: 10,
+	}
+	for range 2 {
+		a := startAgent(t, cgroup, "--config", config, "--otlp-endpoint", "http://"+grpc)
+		runScript(t, ns, filepath.Join(cgroup, "client"), s)
+		a.waitClosed()
+		a.stop()
+		if lines := len(a.lines()); lines != 2*count {
+			t.Fatalf("%d lines, want %d", lines, 2*count)
+		}
+	}
+	b = startBackend(t, grpc, freePort(t))
+	a := startAgent(t, cgroup, "--config", config, "--otlp-endpoint", "http://"+grpc)
+	const want = 2 * 2 * count // two rounds, two ends
+	eventuallyWithin(t, time.Minute, "everything that waited", func() error {
+		if r := b.Received(); r.UniqueLogs < want || r.Spans < want {
+			return fmt.Errorf("got %d different logs and %d spans, want %d", r.UniqueLogs, r.Spans, want)
+		}
+		return nil
+	})
+	a.stop()
+	if r := b.Received(); r.Logs != want || r.UniqueLogs != want || r.Spans != want {
+		t.Errorf("got %d logs (%d different) and %d spans, want %d of each", r.Logs, r.UniqueLogs, r.Spans, want)
+	}
+}
+
+// TestOTelConfig runs the agent with a collector configuration of the user's own.
+func TestOTelConfig(t *testing.T) {
+	needRoot(t)
+	const count = 100
+	cgroup := newCgroup(t, "client", "server")
+	ns := newNamespace(t)
+	dir := t.TempDir()
+	out := filepath.Join(dir, "logs.jsonl")
+	file := filepath.Join(dir, "collector.yaml")
+	text := fmt.Sprintf(`
+receivers: {mesh: {}}
+processors:
+  batch: {timeout: 100ms}
+  filter: {logs: {log_record: ['attributes["sidelight.role"] == "server"']}}
+  transform: {log_statements: [{context: log, statements: ['set(attributes["team"], "blue")']}]}
+  resource: {attributes: [{key: deployment.environment.name, value: test, action: upsert}]}
+exporters: {file: {path: %q}}
+service:
+  pipelines: {logs: {receivers: [mesh], processors: [filter, transform, resource, batch], exporters: [file]}}
+  telemetry: {metrics: {level: none}, logs: {level: warn}}
+`, out)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := startAgent(t, cgroup, "--otel-config", file)
+	_, port := startServer(t, ns, filepath.Join(cgroup, "server"))
+	runScript(t, ns, filepath.Join(cgroup, "client"), script{
+		Addr: netip.AddrPortFrom(netip.MustParseAddr("::1"), port), Ending: clientCloses, Count: count, Parallel: 5,
+	})
+	a.waitClosed()
+	a.stop()
+	exported, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, times := range map[string]int{
+		`"eventName":"sidelight.connection"`: count, `{"key":"sidelight.role","value":{"stringValue":"client"}}`: count,
+		`{"key":"sidelight.role","value":{"stringValue":"server"}}`: 0, `{"key":"team","value":{"stringValue":"blue"}}`: count,
+	} {
+		if n := strings.Count(string(exported), want); n != times {
+			t.Errorf("%d times %s, want %d", n, want, times)
+		}
+	}
+	if !strings.Contains(string(exported), `"deployment.environment.name"`) {
+		t.Error("the resource processor's attribute is missing")
+	}
+}
