@@ -23,12 +23,14 @@ struct sock_cgroup_data {
 };
 
 struct sock_common {
+	volatile unsigned char skc_state;
 	unsigned long skc_flags; /* bits of enum sock_flags */
 };
 
 struct sock {
 	struct sock_common __sk_common;
 	int sk_err;
+	__u16 sk_protocol;
 	struct sock_cgroup_data sk_cgrp_data;
 };
 
@@ -66,6 +68,21 @@ struct task_struct {
 	__u64 start_boottime;
 	struct task_struct *group_leader;
 	char comm[16];
+};
+
+struct socket {
+	struct sock *sk;
+};
+
+struct file;
+struct bpf_iter_meta;
+
+/* kernel/bpf/task_iter.c */
+struct bpf_iter__task_file {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+	__u32 fd;
+	struct file *file;
 };
 
 #pragma clang attribute pop

@@ -15,6 +15,7 @@
 #include "maps.h"
 
 #include "prog/connect.h"
+#include "prog/iter.h"
 #include "prog/sockops.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -105,18 +105,19 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	meshMapAccount        = "account"
-	meshMapConnections    = "connections"
-	meshMapEvents         = "events"
-	meshProgMeshConnect4  = "mesh_connect4"
-	meshProgMeshConnect6  = "mesh_connect6"
-	meshProgMeshSockops   = "mesh_sockops"
-	meshVarMeshCloseEvent = "mesh_close_event_"
-	meshVarMeshEvent      = "mesh_event_"
-	meshVarMeshKind       = "mesh_kind_"
-	meshVarMeshReason     = "mesh_reason_"
-	meshVarMeshRole       = "mesh_role_"
-	meshVarWakeupBytes    = "wakeup_bytes"
+	meshMapAccount             = "account"
+	meshMapConnections         = "connections"
+	meshMapEvents              = "events"
+	meshProgMeshAdoptListeners = "mesh_adopt_listeners"
+	meshProgMeshConnect4       = "mesh_connect4"
+	meshProgMeshConnect6       = "mesh_connect6"
+	meshProgMeshSockops        = "mesh_sockops"
+	meshVarMeshCloseEvent      = "mesh_close_event_"
+	meshVarMeshEvent           = "mesh_event_"
+	meshVarMeshKind            = "mesh_kind_"
+	meshVarMeshReason          = "mesh_reason_"
+	meshVarMeshRole            = "mesh_role_"
+	meshVarWakeupBytes         = "wakeup_bytes"
 )
 
 // loadMesh returns the embedded CollectionSpec for mesh.
@@ -161,9 +162,10 @@ type meshSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type meshProgramSpecs struct {
-	MeshConnect4 *ebpf.ProgramSpec `ebpf:"mesh_connect4"`
-	MeshConnect6 *ebpf.ProgramSpec `ebpf:"mesh_connect6"`
-	MeshSockops  *ebpf.ProgramSpec `ebpf:"mesh_sockops"`
+	MeshAdoptListeners *ebpf.ProgramSpec `ebpf:"mesh_adopt_listeners"`
+	MeshConnect4       *ebpf.ProgramSpec `ebpf:"mesh_connect4"`
+	MeshConnect6       *ebpf.ProgramSpec `ebpf:"mesh_connect6"`
+	MeshSockops        *ebpf.ProgramSpec `ebpf:"mesh_sockops"`
 }
 
 // meshMapSpecs contains maps before they are loaded into the kernel.
@@ -236,13 +238,15 @@ type meshVariables struct {
 //
 // It can be passed to loadMeshObjects or ebpf.CollectionSpec.LoadAndAssign.
 type meshPrograms struct {
-	MeshConnect4 *ebpf.Program `ebpf:"mesh_connect4"`
-	MeshConnect6 *ebpf.Program `ebpf:"mesh_connect6"`
-	MeshSockops  *ebpf.Program `ebpf:"mesh_sockops"`
+	MeshAdoptListeners *ebpf.Program `ebpf:"mesh_adopt_listeners"`
+	MeshConnect4       *ebpf.Program `ebpf:"mesh_connect4"`
+	MeshConnect6       *ebpf.Program `ebpf:"mesh_connect6"`
+	MeshSockops        *ebpf.Program `ebpf:"mesh_sockops"`
 }
 
 func (p *meshPrograms) Close() error {
 	return _MeshClose(
+		p.MeshAdoptListeners,
 		p.MeshConnect4,
 		p.MeshConnect6,
 		p.MeshSockops,

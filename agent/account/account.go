@@ -42,10 +42,14 @@ func New(before, after Kernel, user User) Account {
 			a.Unaccounted += want - have
 		}
 	}
+	var undecoded uint64
 	for kind, submitted := range before.Submitted {
-		// An event that could not be decoded has no kind; it is counted, so it makes up for whichever lacks it.
-		lack(submitted, user.Decoded[kind]+user.DecodeFailed)
+		if decoded := user.Decoded[kind]; submitted > decoded {
+			undecoded += submitted - decoded
+		}
 	}
+	// An event that could not be decoded has no kind; it is counted, so it makes up for one of whichever kind, and for one only.
+	lack(undecoded, user.DecodeFailed)
 	sent := func(kind connection.Kind) uint64 {
 		return after.Submitted[kind.String()] + after.ReserveFailed[kind.String()]
 	}

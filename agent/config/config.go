@@ -162,6 +162,11 @@ func (c *Config) Validate() error {
 		if len(group.CIDRs) == 0 {
 			fault("peer_groups[%d].cidrs: empty; give at least one, such as 10.0.0.0/8", i)
 		}
+		for j, cidr := range group.CIDRs {
+			if !cidr.IsValid() { // an empty text is read as one
+				fault("peer_groups[%d].cidrs[%d]: empty; give a range, such as 10.0.0.0/8", i, j)
+			}
+		}
 	}
 	errs = append(errs, c.OTLP.validate()...)
 	return errors.Join(errs...)

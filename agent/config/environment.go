@@ -8,18 +8,21 @@ import (
 	"time"
 )
 
+// commonPrefix is what the variables that hold for all signals begin with.
+const commonPrefix = "OTEL_EXPORTER_OTLP_"
+
 // ApplyEnvironment sets what the OTEL_EXPORTER_OTLP_* variables of the OpenTelemetry specification say, over what is there. An
 // empty variable is one that is not set, as the specification wants. The caller passes os.LookupEnv: nothing below main reads
 // the environment.
 func (o *OTLP) ApplyEnvironment(lookup func(string) (string, bool)) error {
 	common := o.common()
-	if err := common.applyEnvironment("OTEL_EXPORTER_OTLP_", lookup); err != nil {
+	if err := common.applyEnvironment(commonPrefix, lookup); err != nil {
 		return err
 	}
 	o.Endpoint, o.Protocol, o.Headers, o.Compression = common.Endpoint, common.Protocol, common.Headers, common.Compression
 	o.Timeout, o.CAFile, o.CertFile, o.KeyFile = common.Timeout, common.CAFile, common.CertFile, common.KeyFile
 	for prefix, signal := range map[string]*Signal{
-		"OTEL_EXPORTER_OTLP_METRICS_": &o.Metrics, "OTEL_EXPORTER_OTLP_LOGS_": &o.Logs, "OTEL_EXPORTER_OTLP_TRACES_": &o.Traces,
+		commonPrefix + "METRICS_": &o.Metrics, commonPrefix + "LOGS_": &o.Logs, commonPrefix + "TRACES_": &o.Traces,
 	} {
 		if err := signal.applyEnvironment(prefix, lookup); err != nil {
 			return err
@@ -44,13 +47,17 @@ func (s *Signal) applyEnvironment(prefix string, lookup func(string) (string, bo
 		}
 		s.Timeout = time.Duration(ms) * time.Millisecond
 	}
-	// Without a scheme, as gRPC exporters take it, INSECURE decides.
-	if insecure, _ := lookup(prefix + "INSECURE"); s.Endpoint != "" && !strings.Contains(s.Endpoint, "://") {
+	// Without a scheme, as gRPC exporters take it, INSECURE decides. What a file says stays as it is, for Validate to see.
+	if endpoint, _ := lookup(prefix + "ENDPOINT"); endpoint != "" && !strings.Contains(endpoint, "://") {
+		insecure, _ := lookup(prefix + "INSECURE")
+		if insecure == "" {
+			insecure, _ = lookup(commonPrefix + "INSECURE")
+		}
 		scheme := "https://"
 		if strings.EqualFold(insecure, "true") {
 			scheme = "http://"
 		}
-		s.Endpoint = scheme + s.Endpoint
+		s.Endpoint = scheme + endpoint
 	}
 	if value, _ := lookup(prefix + "HEADERS"); value != "" {
 		headers, err := parseHeaders(value)

@@ -42,7 +42,7 @@ func decode(path string, text []byte, c *Config) error {
 
 var (
 	atLine   = regexp.MustCompile(`^(?:yaml: )?line (\d+): (.*)$`)
-	notFound = regexp.MustCompile(`^field (\S+) not found in type (\S+)$`)
+	notFound = regexp.MustCompile(`^field (.+) not found in type (\S+)$`)
 )
 
 // located turns the library's messages into "file:line: what; remedy", one a line.

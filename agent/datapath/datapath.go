@@ -5,6 +5,7 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -66,6 +67,26 @@ func (d *Datapath) Attach(cgroup Cgroup) error {
 			return errors.Join(fmt.Errorf("attach %v to %s: %w", a.attach, cgroup.Dir, err), d.detach())
 		}
 		d.links = append(d.links, l)
+	}
+	return nil
+}
+
+// AdoptListeners tells the kernel side who owns the sockets that listened before Attach, so that what they accept from now on has
+// a process. Call it after Attach: in the other order a listen() between the two would be missed.
+func (d *Datapath) AdoptListeners() error {
+	iterator, err := link.AttachIter(link.IterOptions{Program: d.objects.MeshAdoptListeners})
+	if err != nil {
+		return fmt.Errorf("attach iterator over files: %w", err)
+	}
+	defer iterator.Close()
+	run, err := iterator.Open()
+	if err != nil {
+		return fmt.Errorf("open iterator over files: %w", err)
+	}
+	defer run.Close()
+	// Reading is what runs the program; it writes nothing.
+	if _, err := io.Copy(io.Discard, run); err != nil {
+		return fmt.Errorf("walk over files: %w", err)
 	}
 	return nil
 }

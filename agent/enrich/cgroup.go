@@ -82,8 +82,9 @@ func (c *cgroups) path(id uint64) string {
 var (
 	// docker-<id>.scope, cri-containerd-<id>.scope, crio-<id>.scope, libpod-<id>.scope and the bare <id> of the cgroupfs drivers.
 	containerID = regexp.MustCompile(`^(?:[a-z-]+-)?([0-9a-f]{64})(?:\.scope)?$`)
-	// kubepods-burstable-pod<uid with underscores>.slice and the cgroupfs form pod<uid>.
-	podUID = regexp.MustCompile(`^(?:kubepods-(?:[a-z]+-)?)?pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12})(?:\.slice)?$`)
+	// kubepods-burstable-pod<uid with underscores>.slice, the same below another slice (kubelet-kubepods-... in kind) and the cgroupfs
+	// form pod<uid>.
+	podUID = regexp.MustCompile(`^(?:[a-z-]+-)?pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12})(?:\.slice)?$`)
 	// What systemd calls a unit that can hold processes.
 	unit = regexp.MustCompile(`^.+\.(?:service|scope|socket|mount|swap)$`)
 )

@@ -55,11 +55,11 @@ func (p *Pipeline) HandleDrained() {
 	stats := p.tracker.Stats()
 	p.connections.Store(int64(stats.Connections))
 	p.untracked.Store(stats.Untracked)
-	if len(p.batch) == 0 {
+	batch := p.batch
+	p.batch = nil // an empty one too: the next begins with a new look at the clock
+	if len(batch) == 0 {
 		return
 	}
-	batch := p.batch
-	p.batch = nil
 	for _, sink := range p.sinks {
 		sink.Consume(batch)
 	}

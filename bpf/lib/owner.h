@@ -5,13 +5,8 @@
 #include "../abi.h"
 #include "../kernel.h"
 
-/*
- * The current process, for hooks that run in its context. Read through BTF pointers rather than by helpers:
- * bpf_get_current_pid_tgid is not offered to cgroup/connect on 5.15 and 6.1, and to sockops on no kernel.
- */
-static __always_inline void owner_from_current(struct mesh_owner *owner)
+static __always_inline void owner_from_task(struct mesh_owner *owner, struct task_struct *task)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
 	struct task_struct *leader;
 
 	__builtin_memset(owner, 0, sizeof(*owner));
@@ -24,6 +19,15 @@ static __always_inline void owner_from_current(struct mesh_owner *owner)
 	/* Two words, not sixteen bytes: the verifier allows any width inside the array. */
 	((__u64 *)owner->comm)[0] = ((__u64 *)leader->comm)[0];
 	((__u64 *)owner->comm)[1] = ((__u64 *)leader->comm)[1];
+}
+
+/*
+ * The current process, for hooks that run in its context. Read through BTF pointers rather than by helpers:
+ * bpf_get_current_pid_tgid is not offered to cgroup/connect on 5.15 and 6.1, and to sockops on no kernel.
+ */
+static __always_inline void owner_from_current(struct mesh_owner *owner)
+{
+	owner_from_task(owner, (struct task_struct *)bpf_get_current_task_btf());
 }
 
 #endif

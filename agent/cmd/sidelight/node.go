@@ -198,6 +198,9 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	if err := n.datapath.Attach(n.cgroup); err != nil {
 		return errors.Join(err, n.stopCollector())
 	}
+	if err := n.datapath.AdoptListeners(); err != nil {
+		n.logger.Warn("servers that listen already have no process in the access log", "error", err)
+	}
 	n.logger.Info("attached", "cgroup", n.cgroup.Dir, "metrics", n.server.Address())
 	readCtx, stopReading := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopReading()

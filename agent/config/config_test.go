@@ -1,0 +1,208 @@
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestDefaultIsValid(t *testing.T) {
+	c := Default()
+	if err := c.Validate(); err != nil {
+		t.Error(err)
+	}
+	if c.OTLP.Enabled() {
+		t.Error("something is sent somewhere by default")
+	}
+}
+
+func TestLevel(t *testing.T) {
+	for text, want := range map[string]slog.Level{
+		"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
+	} {
+		if got, err := (&Config{LogLevel: text}).Level(); err != nil || got != want {
+			t.Errorf("level %s is %v, error %v", text, got, err)
+		}
+	}
+	// The library behind it takes these; our documentation does not.
+	for _, text := range []string{"", "INFO", "info+2", "warning"} {
+		want := fmt.Sprintf("log_level: unknown level %q; use debug, info, warn or error", text)
+		if _, err := (&Config{LogLevel: text}).Level(); err == nil || err.Error() != want {
+			t.Errorf("error is %v, want %s", err, want)
+		}
+	}
+}
+
+// fault is a change of the default configuration and what Validate says of it; empty when it is right.
+type fault struct {
+	name   string
+	change func(*Config)
+	want   string
+}
+
+var ringFault = fmt.Sprintf("is not a power of two from %d to 1073741824", os.Getpagesize())
+
+var faults = []fault{
+	{"log level", func(c *Config) { c.LogLevel = "loud" }, `log_level: unknown level "loud"; use debug, info, warn or error`},
+	{"no access log", func(c *Config) { c.AccessLog = "" }, "access_log: empty; use off, stdout, stderr or a file"},
+	{
+		"no address", func(c *Config) { c.MetricsAddress = "" },
+		`metrics_address: "" is not HOST:PORT; use for example 127.0.0.1:9464`,
+	},
+	{
+		"address without port", func(c *Config) { c.MetricsAddress = "127.0.0.1" },
+		`metrics_address: "127.0.0.1" is not HOST:PORT; use for example 127.0.0.1:9464`,
+	},
+	{
+		"IPv6 without brackets", func(c *Config) { c.MetricsAddress = "::1:9464" },
+		`metrics_address: "::1:9464" is not HOST:PORT; use for example 127.0.0.1:9464`,
+	},
+	{
+		"empty port", func(c *Config) { c.MetricsAddress = "127.0.0.1:" },
+		`metrics_address: "" is no port; use a number from 0 to 65535, 0 for any free one`,
+	},
+	{
+		"port too big", func(c *Config) { c.MetricsAddress = "127.0.0.1:65536" },
+		`metrics_address: "65536" is no port; use a number from 0 to 65535, 0 for any free one`,
+	},
+	{
+		"port by name", func(c *Config) { c.MetricsAddress = "127.0.0.1:http" },
+		`metrics_address: "http" is no port; use a number from 0 to 65535, 0 for any free one`,
+	},
+	{
+		"address without host", func(c *Config) { c.MetricsAddress = ":9464" },
+		`metrics_address: ":9464" has no host; name an address, or 0.0.0.0:9464 to listen on all of them on purpose`,
+	},
+	{"any port", func(c *Config) { c.MetricsAddress = "[::1]:0" }, ""},
+	{"last port", func(c *Config) { c.MetricsAddress = "localhost:65535" }, ""},
+	{
+		"report too often", func(c *Config) { c.ReportInterval = 100*time.Millisecond - 1 },
+		"report_interval: 99.999999ms is out of range; use 100ms to 1h0m0s",
+	},
+	{
+		"report too seldom", func(c *Config) { c.ReportInterval = time.Hour + 1 },
+		"report_interval: 1h0m0.000000001s is out of range; use 100ms to 1h0m0s",
+	},
+	{"report as often as it may", func(c *Config) { c.ReportInterval = 100 * time.Millisecond }, ""},
+	{"report as seldom as it may", func(c *Config) { c.ReportInterval = time.Hour }, ""},
+	{"no drain", func(c *Config) { c.DrainInterval = 0 }, "drain_interval: 0s is out of range; use 1ms to 10s"},
+	{"drain too seldom", func(c *Config) { c.DrainInterval = 11 * time.Second }, "drain_interval: 11s is out of range; use 1ms to 10s"},
+	{"drain as often as it may", func(c *Config) { c.DrainInterval = time.Millisecond }, ""},
+	{"drain as seldom as it may", func(c *Config) { c.DrainInterval = 10 * time.Second }, ""},
+	{"no ring", func(c *Config) { c.RingBytes = 0 }, "ring_bytes: 0 " + ringFault},
+	{"ring below a page", func(c *Config) { c.RingBytes = 2048 }, "ring_bytes: 2048 " + ringFault},
+	{"ring of no power of two", func(c *Config) { c.RingBytes = 4<<20 + 4096 }, "ring_bytes: 4198400 " + ringFault},
+	{"ring too big", func(c *Config) { c.RingBytes = 1 << 31 }, "ring_bytes: 2147483648 " + ringFault},
+	{"smallest ring", func(c *Config) { c.RingBytes = uint32(os.Getpagesize()) }, ""},
+	{"biggest ring", func(c *Config) { c.RingBytes = 1 << 30 }, ""},
+	{"no connections", func(c *Config) { c.MaxConnections = 0 }, "max_connections: 0; use at least 1"},
+	{"fewer connections", func(c *Config) { c.MaxConnections = -5 }, "max_connections: -5; use at least 1"},
+	{"no edges", func(c *Config) { c.MaxEdges = 0 }, "max_edges: 0; use at least 1"},
+	{"one of each", func(c *Config) { c.MaxConnections, c.MaxEdges = 1, 1 }, ""},
+	{"no state directory", func(c *Config) { c.StateDirectory = "" }, "state_directory: empty; name a directory"},
+	{"no peer groups", func(c *Config) { c.PeerGroups = nil }, ""},
+	{"peer group without name", func(c *Config) { c.PeerGroups[0].Name = "" }, "peer_groups[0].name: empty; give the group a name"},
+	{
+		"peer group without ranges", func(c *Config) { c.PeerGroups = append(c.PeerGroups, PeerGroup{Name: "web"}) },
+		"peer_groups[1].cidrs: empty; give at least one, such as 10.0.0.0/8",
+	},
+	{
+		"peer group with an empty range", func(c *Config) { c.PeerGroups[0].CIDRs[1] = netip.Prefix{} },
+		"peer_groups[0].cidrs[1]: empty; give a range, such as 10.0.0.0/8",
+	},
+	{
+		"endpoint without scheme", func(c *Config) { c.OTLP.Endpoint = "127.0.0.1:4317" },
+		`otlp.endpoint: "127.0.0.1:4317" is not a URL; use http://HOST:PORT or https://HOST:PORT`,
+	},
+	{
+		"endpoint of a host's name without scheme", func(c *Config) { c.OTLP.Endpoint = "collector:4317" },
+		`otlp.endpoint: "collector:4317" is not a URL; use http://HOST:PORT or https://HOST:PORT`,
+	},
+	{
+		"endpoint of another scheme", func(c *Config) { c.OTLP.Metrics.Endpoint = "grpc://collector:4317" },
+		`otlp.metrics.endpoint: "grpc://collector:4317" is not a URL; use http://HOST:PORT or https://HOST:PORT`,
+	},
+	{
+		"endpoint without host", func(c *Config) { c.OTLP.Logs.Endpoint = "http:///v1/logs" },
+		`otlp.logs.endpoint: "http:///v1/logs" is not a URL; use http://HOST:PORT or https://HOST:PORT`,
+	},
+	{"plain endpoint", func(c *Config) { c.OTLP.Endpoint = "http://127.0.0.1:4317" }, ""},
+	{"TLS endpoint", func(c *Config) { c.OTLP.Endpoint = "https://[::1]:4318/otlp" }, ""},
+	{
+		"protocol", func(c *Config) { c.OTLP.Protocol = "http/json" },
+		`otlp.protocol: unknown protocol "http/json"; use grpc or http/protobuf`,
+	},
+	{
+		"protocol of one signal", func(c *Config) { c.OTLP.Traces.Protocol = "http" },
+		`otlp.traces.protocol: unknown protocol "http"; use grpc or http/protobuf`,
+	},
+	{"both protocols", func(c *Config) { c.OTLP.Protocol, c.OTLP.Traces.Protocol = "grpc", "http/protobuf" }, ""},
+	{
+		"compression", func(c *Config) { c.OTLP.Logs.Compression = "brotli" },
+		`otlp.logs.compression: unknown compression "brotli"; use gzip, zstd or none`,
+	},
+	{"every compression", func(c *Config) {
+		c.OTLP.Compression, c.OTLP.Metrics.Compression, c.OTLP.Logs.Compression = "none", "gzip", "zstd"
+	}, ""},
+	{"timeout", func(c *Config) { c.OTLP.Metrics.Timeout = -time.Second }, "otlp.metrics.timeout: -1s is negative"},
+	{"certificate without key", func(c *Config) { c.OTLP.CertFile = "cert.pem" }, "otlp: cert_file and key_file go together"},
+	{"key without certificate", func(c *Config) { c.OTLP.Traces.KeyFile = "key.pem" }, "otlp.traces: cert_file and key_file go together"},
+	{"certificate and key", func(c *Config) { c.OTLP.CertFile, c.OTLP.KeyFile = "cert.pem", "key.pem" }, ""},
+}
+
+func TestValidate(t *testing.T) {
+	for _, f := range faults {
+		t.Run(f.name, func(t *testing.T) {
+			c := Default()
+			f.change(&c)
+			got := ""
+			if err := c.Validate(); err != nil {
+				got = err.Error()
+			}
+			if got != f.want {
+				t.Errorf("\ngot  %s\nwant %s", got, f.want)
+			}
+		})
+	}
+}
+
+// A user who has several faults is told of all of them in one go.
+func TestValidateTellsEveryFault(t *testing.T) {
+	c := Default()
+	c.LogLevel, c.AccessLog, c.MetricsAddress, c.StateDirectory = "loud", "", "", ""
+	c.ReportInterval, c.DrainInterval, c.RingBytes, c.MaxConnections, c.MaxEdges = 0, 0, 0, 0, 0
+	c.PeerGroups = []PeerGroup{{}}
+	c.OTLP = OTLP{Endpoint: "x", Protocol: "x", Compression: "x", Timeout: -1, CertFile: "x"}
+	var keys []string
+	for line := range strings.Lines(c.Validate().Error()) {
+		key, _, _ := strings.Cut(line, ":")
+		keys = append(keys, key)
+	}
+	const want = "log_level access_log metrics_address report_interval drain_interval ring_bytes max_connections max_edges " +
+		"state_directory peer_groups[0].name peer_groups[0].cidrs " +
+		"otlp.endpoint otlp.protocol otlp.compression otlp.timeout otlp"
+	if got := strings.Join(keys, " "); got != want {
+		t.Errorf("\ngot  %s\nwant %s", got, want)
+	}
+}
+
+func TestEnabled(t *testing.T) {
+	for name, o := range map[string]OTLP{
+		"common":  {Endpoint: "http://c:4317"},
+		"metrics": {Metrics: Signal{Endpoint: "http://c:4317"}},
+		"logs":    {Logs: Signal{Endpoint: "http://c:4317"}},
+		"traces":  {Traces: Signal{Endpoint: "http://c:4317"}},
+	} {
+		if !o.Enabled() {
+			t.Errorf("with an endpoint in %s nothing is sent", name)
+		}
+	}
+	o := OTLP{Protocol: "grpc", Headers: map[string]string{"a": "b"}, Metrics: Signal{Protocol: "grpc"}}
+	if o.Enabled() {
+		t.Error("without an endpoint something is sent")
+	}
+}

@@ -1,0 +1,78 @@
+package event
+
+import (
+	"net/netip"
+	"testing"
+	"unsafe"
+
+	"github.com/sidelight-mesh/sidelight/agent/connection"
+	"github.com/sidelight-mesh/sidelight/bpf"
+)
+
+// FuzzDecode holds Decode against the generated types: whatever the bytes are, it either refuses what the kernel cannot send or
+// gives what the same bytes are as the C struct. The seeds are in testdata.
+func FuzzDecode(f *testing.F) {
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var got connection.Event
+		err := Decode(b, &got)
+		// Bytes beyond what there is are zero, and a zero kind or role is refused.
+		var raw bpf.CloseEvent
+		copy(unsafe.Slice((*byte)(unsafe.Pointer(&raw)), unsafe.Sizeof(raw)), b)
+		if !sendable(&raw, len(b)) {
+			if err == nil {
+				t.Fatalf("decoded what no kernel sends into %+v", got)
+			}
+			if got != (connection.Event{}) {
+				t.Fatalf("refused (%v) and changed the event to %+v", err, got)
+			}
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := convert(&raw); got != want {
+			t.Fatalf("\ngot  %+v\nwant %+v", got, want)
+		}
+	})
+}
+
+func sendable(e *bpf.CloseEvent, size int) bool {
+	switch e.Event.Kind {
+	case 1, 2:
+		if size != 128 {
+			return false
+		}
+	case 3:
+		if size != 160 {
+			return false
+		}
+	default:
+		return false
+	}
+	return (e.Event.Role == 1 || e.Event.Role == 2) && e.Event.Reason <= 12
+}
+
+func convert(c *bpf.CloseEvent) connection.Event {
+	e := &c.Event
+	out := connection.Event{
+		Kind: connection.Kind(e.Kind), Role: connection.Role(e.Role), Reason: connection.Reason(e.Reason),
+		Key:       connection.Key{Cookie: e.Cookie, StartNS: e.StartNs},
+		ConnectNS: e.ConnectNs, EstablishedNS: e.EstablishedNs, EventNS: e.EventNs, ClientISN: e.ClientIsn,
+		Local:    netip.AddrPortFrom(netip.AddrFrom16(e.LocalAddr).Unmap(), e.LocalPort),
+		Peer:     netip.AddrPortFrom(netip.AddrFrom16(e.PeerAddr).Unmap(), e.PeerPort),
+		CgroupID: e.CgroupId,
+		Owner:    connection.Owner{StartBoottimeNS: e.Owner.StartBoottimeNs, PID: e.Owner.Pid},
+	}
+	for i, c := range e.Owner.Comm {
+		out.Owner.Comm[i] = byte(c)
+	}
+	if out.Kind == connection.Close {
+		out.Totals = connection.Totals{
+			SentBytes: c.SentBytes, ReceivedBytes: c.ReceivedBytes, Retransmits: c.Retransmits, RTTUS: c.SrttUs, MinRTTUS: c.MinRttUs,
+		}
+		if c.MinRttUs == bpf.NoRTT {
+			out.Totals.MinRTTUS = 0
+		}
+	}
+	return out
+}

@@ -1,0 +1,78 @@
+package event
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// What is in the ring when someone asks may be found by a reading that began before. So an answer takes two: one that begins after
+// the question, and the one that finds the ring empty.
+func TestEmptyAnswersWhoAskedBefore(t *testing.T) {
+	r := new(Reader)
+	ask := func() chan struct{} {
+		done := make(chan struct{})
+		r.asked = append(r.asked, done)
+		return done
+	}
+	answered := func(done chan struct{}) bool {
+		select {
+		case <-done:
+			return true
+		default:
+			return false
+		}
+	}
+	if r.empty() {
+		t.Error("someone asks, but nobody did")
+	}
+	first := ask()
+	if !r.empty() {
+		t.Error("nobody asks, but the first did")
+	}
+	if answered(first) {
+		t.Error("the first has its answer from a reading that may have begun before the question")
+	}
+	second := ask()
+	if !r.empty() {
+		t.Error("nobody asks, but the second did")
+	}
+	if !answered(first) || answered(second) {
+		t.Errorf("after the next reading the first has its answer: %v, the second: %v", answered(first), answered(second))
+	}
+	third := ask()
+	r.end()
+	if !answered(second) || !answered(third) {
+		t.Errorf("after the end the second has its answer: %v, the third: %v", answered(second), answered(third))
+	}
+	if err := r.Drain(t.Context()); err != nil {
+		t.Errorf("drain after the end: %v", err)
+	}
+	r.end() // closes no channel twice
+}
+
+func TestNewReaderOfNoRing(t *testing.T) {
+	_, err := NewReader(new(ebpf.Map), time.Second, new(Stats))
+	if err == nil || !strings.HasPrefix(err.Error(), "open ring: ") || errors.Unwrap(err) == nil {
+		t.Errorf("error is %v, want one that says what was done and wraps why not", err)
+	}
+}
+
+// The offset must turn a monotonic time into the wall time of the same moment. A second of slack is for a wall clock that is set
+// meanwhile; a wrong sign, unit or clock is decades off, or the time since boot.
+func TestMeasureClock(t *testing.T) {
+	var monotonic unix.Timespec
+	before := time.Now()
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &monotonic); err != nil {
+		t.Fatal(err)
+	}
+	after := time.Now()
+	wall := MeasureClock().Wall(uint64(monotonic.Nano()))
+	if wall.Before(before.Add(-time.Second)) || wall.After(after.Add(time.Second)) {
+		t.Errorf("wall time is %v, want one between %v and %v", wall, before, after)
+	}
+}

@@ -1,0 +1,199 @@
+package pipeline
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/sidelight-mesh/sidelight/agent/connection"
+	"github.com/sidelight-mesh/sidelight/agent/enrich"
+)
+
+var local, peer = &enrich.Workload{Name: "web"}, &enrich.Workload{Name: "database"}
+
+func identify(*connection.Event) enrich.Identity { return enrich.Identity{Local: local, Peer: peer} }
+
+// ticking is a clock whose offset says how often it was read.
+func ticking() func() connection.Clock {
+	reads := int64(0)
+	return func() connection.Clock {
+		reads++
+		return connection.Clock{OffsetNS: reads}
+	}
+}
+
+// sink keeps what it gets, and writes its name down each time.
+type sink struct {
+	name    string
+	calls   *strings.Builder
+	batches [][]enrich.Record
+}
+
+func (s *sink) Consume(batch []enrich.Record) {
+	s.calls.WriteString(s.name)
+	s.batches = append(s.batches, batch)
+}
+
+// event is one of the connection with a cookie.
+func event(kind connection.Kind, cookie uint64) connection.Event {
+	e := connection.Event{Kind: kind, Role: connection.Client, Key: connection.Key{Cookie: cookie, StartNS: 1}, ConnectNS: 2}
+	if kind != connection.PreConnect {
+		e.EstablishedNS = 3
+	}
+	return e
+}
+
+// brief is what the tests look at of a record.
+type brief struct {
+	kind   connection.Kind
+	cookie uint64
+	clock  int64
+}
+
+func brieves(batches [][]enrich.Record) [][]brief {
+	var out [][]brief
+	for _, batch := range batches {
+		var one []brief
+		for _, r := range batch {
+			one = append(one, brief{r.Event.Kind, r.Event.Key.Cookie, r.Clock.OffsetNS})
+		}
+		out = append(out, one)
+	}
+	return out
+}
+
+const (
+	pre         = connection.PreConnect
+	established = connection.Established
+	closed      = connection.Close
+)
+
+func TestBatches(t *testing.T) {
+	drained := connection.Event{} // in a list of events, the moment when the ring is empty
+	tests := []struct {
+		name            string
+		limit           int
+		events          []connection.Event
+		want            [][]brief
+		wantConnections int64
+		wantUntracked   uint64
+	}{
+		{name: "nothing at all"},
+		{name: "empty drains", events: []connection.Event{drained, drained}},
+		{
+			name:   "a batch that is not yet drained is not handed on",
+			events: []connection.Event{event(pre, 1)},
+		},
+		{
+			name:   "one batch in the order of events",
+			events: []connection.Event{event(pre, 1), event(pre, 2), event(established, 1), drained},
+			want:   [][]brief{{{pre, 1, 1}, {pre, 2, 1}, {established, 1, 1}}}, wantConnections: 2,
+		},
+		{
+			name:   "the clock is read once a batch, and not for an empty drain",
+			events: []connection.Event{drained, event(pre, 1), event(established, 1), drained, drained, event(closed, 1), drained},
+			want:   [][]brief{{{pre, 1, 1}, {established, 1, 1}}, {{closed, 1, 2}}},
+		},
+		{
+			name: "over the limit", limit: 1,
+			events: []connection.Event{event(pre, 1), event(pre, 2), event(established, 2), event(closed, 2), drained},
+			want:   [][]brief{{{pre, 1, 1}, {closed, 2, 1}}}, wantConnections: 1, wantUntracked: 2,
+		},
+		{
+			name: "a batch of nothing to tell is none, and its clock is old by the next", limit: 1,
+			events: []connection.Event{event(pre, 1), drained, event(pre, 2), drained, event(closed, 1), drained},
+			want:   [][]brief{{{pre, 1, 1}}, {{closed, 1, 3}}}, wantUntracked: 1,
+		},
+		{
+			name: "counts are those of the last drain", limit: 1,
+			events: []connection.Event{event(pre, 1), drained, event(pre, 2), event(closed, 1)},
+			want:   [][]brief{{{pre, 1, 1}}}, wantConnections: 1,
+		},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			limit := test.limit
+			if limit == 0 {
+				limit = 10
+			}
+			got := &sink{calls: new(strings.Builder)}
+			p := New(limit, ticking(), identify, got)
+			var one connection.Event // the reader hands on the same one over and over
+			for _, one = range test.events {
+				if one == drained {
+					p.HandleDrained()
+				} else {
+					p.HandleEvent(&one)
+				}
+			}
+			if !reflect.DeepEqual(brieves(got.batches), test.want) {
+				t.Errorf("\ngot  %v\nwant %v", brieves(got.batches), test.want)
+			}
+			if p.Connections() != test.wantConnections || p.Untracked() != test.wantUntracked {
+				t.Errorf("%d connections and %d untracked, want %d and %d", p.Connections(), p.Untracked(), test.wantConnections, test.wantUntracked)
+			}
+		})
+	}
+}
+
+func TestRecord(t *testing.T) {
+	got := &sink{calls: new(strings.Builder)}
+	p := New(10, ticking(), identify, got)
+	e := event(pre, 1)
+	p.HandleEvent(&e)
+	p.HandleDrained()
+	want := [][]enrich.Record{{{
+		Event: e, Change: connection.Change{Attempts: 1, Connecting: 1},
+		Identity: enrich.Identity{Local: local, Peer: peer}, Clock: connection.Clock{OffsetNS: 1},
+	}}}
+	if !reflect.DeepEqual(got.batches, want) {
+		t.Errorf("\ngot  %+v\nwant %+v", got.batches, want)
+	}
+}
+
+func TestSinksShareBatches(t *testing.T) {
+	var calls strings.Builder
+	a, b, c := &sink{name: "a", calls: &calls}, &sink{name: "b", calls: &calls}, &sink{name: "c", calls: &calls}
+	p := New(10, ticking(), identify, a, b, c)
+	// More than the room that a batch starts with, so that it has moved.
+	const events = 3*batchHint + 1
+	for range 2 {
+		for cookie := range uint64(events) {
+			e := event(closed, cookie)
+			p.HandleEvent(&e)
+		}
+		p.HandleDrained()
+	}
+	if got := calls.String(); got != "abcabc" {
+		t.Errorf("sinks were called in the order %s, want abcabc", got)
+	}
+	for i := range 2 {
+		for _, s := range []*sink{a, b, c} {
+			if got := len(s.batches[i]); got != events {
+				t.Errorf("batch %d of sink %s has %d records, want %d", i, s.name, got, events)
+			}
+			if &s.batches[i][0] != &a.batches[i][0] {
+				t.Errorf("batch %d of sink %s is a copy", i, s.name)
+			}
+		}
+	}
+	// A sink may keep a batch, so the next must not be written over it.
+	for i, r := range a.batches[0] {
+		if r.Event.Key.Cookie != uint64(i) || r.Clock.OffsetNS != 1 {
+			t.Fatalf("record %d of the batch that was kept is now %+v", i, r)
+		}
+	}
+	if &a.batches[0][0] == &a.batches[1][0] {
+		t.Error("the second batch lies where the first does")
+	}
+}
+
+func TestNoSinks(t *testing.T) {
+	p := New(10, ticking(), identify)
+	e := event(pre, 1)
+	p.HandleEvent(&e)
+	p.HandleDrained()
+	if p.Connections() != 1 {
+		t.Errorf("%d connections, want 1", p.Connections())
+	}
+}
