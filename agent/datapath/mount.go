@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,11 +26,23 @@ func Mounts() ([]Mount, error) {
 		return nil, fmt.Errorf("read mount table: %w", err)
 	}
 	defer f.Close()
+	return readMounts(f)
+}
+
+// maxMountLine is far above what the kernel prints of one mount: an overlay names each of its layers.
+const maxMountLine = 1 << 20
+
+func readMounts(table io.Reader) ([]Mount, error) {
+	lines := bufio.NewScanner(table)
+	lines.Buffer(nil, maxMountLine)
 	var mounts []Mount
-	for lines := bufio.NewScanner(f); lines.Scan(); {
+	for lines.Scan() {
 		if m, ok := parseMount(lines.Text()); ok {
 			mounts = append(mounts, m)
 		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("read mount table: %w", err)
 	}
 	return mounts, nil
 }

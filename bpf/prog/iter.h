@@ -9,6 +9,9 @@
  * Run once, after the other programs are attached, over every open file of every process: a socket that listened before us gets
  * the state that TCP_LISTEN_CB would have given it. Of the processes that share a listener the first in the table wins, which is
  * the oldest unless pids have wrapped: nginx's master, not a worker, as with listen() itself.
+ *
+ * Not reached: a listener by MPTCP. Its file leads to the MPTCP socket, and from there no typed pointer leads to the TCP socket that
+ * listens. What it accepts has no process until the server listens anew.
  */
 SEC("iter/task_file")
 int mesh_adopt_listeners(struct bpf_iter__task_file *ctx)

@@ -14,7 +14,7 @@ func TestServerBeforeAgent(t *testing.T) {
 	const count = 100
 	cgroup := newCgroup(t, "client", "server")
 	ns := newNamespace(t)
-	server, port := startServer(t, ns, filepath.Join(cgroup, "server"))
+	server, port := startServer(t, ns, filepath.Join(cgroup, "server"), peerMPTCP+"=off")
 	a := startAgent(t, cgroup)
 	runScript(t, ns, filepath.Join(cgroup, "client"), script{
 		Addr: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port), Ending: clientCloses, Count: count, Parallel: 5,

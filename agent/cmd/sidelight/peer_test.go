@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -154,7 +155,10 @@ func exchange(file *os.File, s script) error {
 
 // runServer listens on a dual-stack socket, says its port, and serves until its input ends.
 func runServer() error {
-	listener, err := net.Listen("tcp", "[::]:0")
+	// Go listens by MPTCP unless it is told otherwise, where the kernel has it: both kinds of listener are worth a test.
+	var config net.ListenConfig
+	config.SetMultipathTCP(os.Getenv(peerMPTCP) == "")
+	listener, err := config.Listen(context.Background(), "tcp", "[::]:0")
 	if err != nil {
 		return err
 	}
@@ -201,11 +205,14 @@ func serveOne(conn *net.TCPConn) {
 	}
 }
 
+// peerMPTCP makes a server listen by plain TCP, as most programs do, when it is set to "off".
+const peerMPTCP = "SIDELIGHT_TEST_MPTCP"
+
 // startServer starts a server and returns it with its port.
-func startServer(t *testing.T, ns netns.NsHandle, cgroup string) (*process, uint16) {
+func startServer(t *testing.T, ns netns.NsHandle, cgroup string, env ...string) (*process, uint16) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), peerRole+"=server")
+	cmd.Env = append(append(os.Environ(), peerRole+"=server"), env...)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
