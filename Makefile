@@ -14,11 +14,11 @@ help: ## list the targets
 
 .PHONY: build
 build: ## build bin/sidelight
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/sidelight ./agent/cmd/sidelight
+	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/sidelight ./agent/cmd/sidelight
 
 .PHONY: demo
 demo: build ## build, then run the main job on a little world of its own (root)
-	./bin/sidelight demo
+	./bin/sidelight demo $(DEMO_FLAGS)
 
 .PHONY: test
 test: setup build test-cross ## install what the tests need, then run all of them (root)

@@ -55,5 +55,7 @@ func New(before, after Kernel, user User) Account {
 	}
 	lack(before.Failed+before.Closed[connection.Client.String()]+before.Closed[connection.Server.String()], sent(connection.Close))
 	lack(before.Attempts, sent(connection.PreConnect)+after.StorageFailed)
+	lack(before.Established[connection.Client.String()]+before.Established[connection.Server.String()],
+		sent(connection.Established)+after.StorageFailed)
 	return a
 }

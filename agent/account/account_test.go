@@ -31,6 +31,12 @@ func TestNew(t *testing.T) {
 		{"at rest", func(_, _ *Kernel, _ *User) {}, 0},
 		{"nothing yet", func(before, after *Kernel, user *User) { *before, *after, *user = Kernel{}, Kernel{}, User{} }, 0},
 
+		{
+			"the kernel sent less established than it counted", func(before, after *Kernel, _ *User) {
+				before.Established["client"], after.Established["client"] = 9, 9
+			}, 2,
+		},
+
 		// user space against what was submitted
 		{"pre_connect never read", func(_, _ *Kernel, user *User) { user.Decoded["pre_connect"] = 9 }, 1},
 		{"established never read", func(_, _ *Kernel, user *User) { user.Decoded["established"] = 10 }, 2},
@@ -91,7 +97,7 @@ func TestNew(t *testing.T) {
 		},
 		{
 			// A program counts the step, then the event; the first reading may fall between.
-			"read between step and event", func(before, after *Kernel, user *User) {
+			"read between step and event", func(before, after *Kernel, _ *User) {
 				before.Attempts, before.Failed = 11, 4
 				after.Attempts, after.Failed, after.Submitted["pre_connect"], after.Submitted["close"] = 11, 4, 11, 10
 			}, 0,

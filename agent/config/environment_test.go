@@ -21,7 +21,9 @@ func TestApplyEnvironment(t *testing.T) {
 		want        OTLP
 	}{
 		{
-			"nothing set", OTLP{Endpoint: "http://file:4317", Timeout: time.Second}, nil,
+			"nothing set",
+			OTLP{Endpoint: "http://file:4317", Timeout: time.Second},
+			nil,
 			OTLP{Endpoint: "http://file:4317", Timeout: time.Second},
 		},
 		{
@@ -42,7 +44,8 @@ func TestApplyEnvironment(t *testing.T) {
 			},
 		},
 		{
-			"everything for one signal", OTLP{},
+			"everything for one signal",
+			OTLP{},
 			map[string]string{
 				"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "https://env:2/v1/logs", "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL": "http/protobuf",
 				"OTEL_EXPORTER_OTLP_LOGS_HEADERS": "from=env", "OTEL_EXPORTER_OTLP_LOGS_COMPRESSION": "zstd",
@@ -55,7 +58,8 @@ func TestApplyEnvironment(t *testing.T) {
 			}},
 		},
 		{
-			"one for each signal", OTLP{},
+			"one for each signal",
+			OTLP{},
 			map[string]string{
 				"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://m:1", "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "http://l:2",
 				"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://t:3",
@@ -63,38 +67,46 @@ func TestApplyEnvironment(t *testing.T) {
 			OTLP{Metrics: Signal{Endpoint: "http://m:1"}, Logs: Signal{Endpoint: "http://l:2"}, Traces: Signal{Endpoint: "http://t:3"}},
 		},
 		{
-			"empty is not set", OTLP{Endpoint: "http://file:1", Protocol: "grpc", Headers: map[string]string{"from": "file"}, Timeout: time.Second},
+			"empty is not set",
+			OTLP{Endpoint: "http://file:1", Protocol: "grpc", Headers: map[string]string{"from": "file"}, Timeout: time.Second},
 			map[string]string{
 				"OTEL_EXPORTER_OTLP_ENDPOINT": "", "OTEL_EXPORTER_OTLP_PROTOCOL": "", "OTEL_EXPORTER_OTLP_HEADERS": "", "OTEL_EXPORTER_OTLP_TIMEOUT": "",
 			},
 			OTLP{Endpoint: "http://file:1", Protocol: "grpc", Headers: map[string]string{"from": "file"}, Timeout: time.Second},
 		},
 		{
-			"without scheme it is secure", OTLP{}, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "env:4317"},
+			"without scheme it is secure",
+			OTLP{},
+			map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "env:4317"},
 			OTLP{Endpoint: "https://env:4317"},
 		},
 		{
-			"without scheme and insecure", OTLP{},
+			"without scheme and insecure",
+			OTLP{},
 			map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "env:4317", "OTEL_EXPORTER_OTLP_INSECURE": "True"},
 			OTLP{Endpoint: "http://env:4317"},
 		},
 		{
-			"any other word is not true", OTLP{},
+			"any other word is not true",
+			OTLP{},
 			map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "env:4317", "OTEL_EXPORTER_OTLP_INSECURE": "1"},
 			OTLP{Endpoint: "https://env:4317"},
 		},
 		{
-			"a scheme says more than insecure", OTLP{},
+			"a scheme says more than insecure",
+			OTLP{},
 			map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "https://env:4317", "OTEL_EXPORTER_OTLP_INSECURE": "true"},
 			OTLP{Endpoint: "https://env:4317"},
 		},
 		{
-			"insecure for all signals", OTLP{},
+			"insecure for all signals",
+			OTLP{},
 			map[string]string{"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "env:4317", "OTEL_EXPORTER_OTLP_INSECURE": "true"},
 			OTLP{Metrics: Signal{Endpoint: "http://env:4317"}},
 		},
 		{
-			"a signal knows better", OTLP{},
+			"a signal knows better",
+			OTLP{},
 			map[string]string{
 				"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "env:4317", "OTEL_EXPORTER_OTLP_INSECURE": "true",
 				"OTEL_EXPORTER_OTLP_METRICS_INSECURE": "false",
@@ -103,17 +115,22 @@ func TestApplyEnvironment(t *testing.T) {
 		},
 		{
 			// Validate shall say what is wrong with it, rather than this guess.
-			"what the file has without scheme stays", OTLP{Endpoint: "file:4317"},
-			map[string]string{"OTEL_EXPORTER_OTLP_INSECURE": "true"}, OTLP{Endpoint: "file:4317"},
+			"what the file has without scheme stays",
+			OTLP{Endpoint: "file:4317"},
+			map[string]string{"OTEL_EXPORTER_OTLP_INSECURE": "true"},
+			OTLP{Endpoint: "file:4317"},
 		},
 		{
-			"headers", OTLP{},
+			"headers",
+			OTLP{},
 			map[string]string{"OTEL_EXPORTER_OTLP_HEADERS": "authorization=Basic%20YTpi==, tenant = a%2Cb%3Dc ,plus=a+b,empty="},
 			OTLP{Headers: map[string]string{"authorization": "Basic YTpi==", "tenant": "a,b=c", "plus": "a+b", "empty": ""}},
 		},
 		{
-			"headers take the place of those of the file", OTLP{Headers: map[string]string{"from": "file"}},
-			map[string]string{"OTEL_EXPORTER_OTLP_HEADERS": "tenant=7"}, OTLP{Headers: map[string]string{"tenant": "7"}},
+			"headers take the place of those of the file",
+			OTLP{Headers: map[string]string{"from": "file"}},
+			map[string]string{"OTEL_EXPORTER_OTLP_HEADERS": "tenant=7"},
+			OTLP{Headers: map[string]string{"tenant": "7"}},
 		},
 	}
 	for _, test := range tests {

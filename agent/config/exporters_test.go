@@ -23,7 +23,8 @@ func TestExporters(t *testing.T) {
 	}{
 		{"no endpoint", OTLP{Protocol: "grpc", Metrics: Signal{Timeout: 1}}, nil},
 		{
-			"port 4317 is grpc, and an endpoint of all signals is the same for each", OTLP{Endpoint: "http://c:4317"},
+			"port 4317 is grpc, and an endpoint of all signals is the same for each",
+			OTLP{Endpoint: "http://c:4317"},
 			[]Exporter{
 				exporter("metrics", "http://c:4317", "grpc"),
 				exporter("logs", "http://c:4317", "grpc"),
@@ -31,7 +32,8 @@ func TestExporters(t *testing.T) {
 			},
 		},
 		{
-			"any other port is http, and each signal has its path", OTLP{Endpoint: "http://c:4318"},
+			"any other port is http, and each signal has its path",
+			OTLP{Endpoint: "http://c:4318"},
 			[]Exporter{
 				exporter("metrics", "http://c:4318/v1/metrics", "http/protobuf"),
 				exporter("logs", "http://c:4318/v1/logs", "http/protobuf"),
@@ -39,7 +41,8 @@ func TestExporters(t *testing.T) {
 			},
 		},
 		{
-			"the paths go below the endpoint's own", OTLP{Endpoint: "https://c/otlp/"},
+			"the paths go below the endpoint's own",
+			OTLP{Endpoint: "https://c/otlp/"},
 			[]Exporter{
 				exporter("metrics", "https://c/otlp/v1/metrics", "http/protobuf"),
 				exporter("logs", "https://c/otlp/v1/logs", "http/protobuf"),
@@ -47,17 +50,20 @@ func TestExporters(t *testing.T) {
 			},
 		},
 		{
-			"4317 in a host's name is no port", OTLP{Logs: Signal{Endpoint: "http://host4317:1"}},
+			"4317 in a host's name is no port",
+			OTLP{Logs: Signal{Endpoint: "http://host4317:1"}},
 			[]Exporter{exporter("logs", "http://host4317:1", "http/protobuf")},
 		},
 		{
-			"a protocol says more than the port", OTLP{
+			"a protocol says more than the port",
+			OTLP{
 				Protocol: "grpc", Metrics: Signal{Endpoint: "http://c:4318"}, Traces: Signal{Endpoint: "http://c:4317", Protocol: "http/protobuf"},
 			},
 			[]Exporter{exporter("metrics", "http://c:4318", "grpc"), exporter("traces", "http://c:4317", "http/protobuf")},
 		},
 		{
-			"a signal's own endpoint is taken as it is", OTLP{
+			"a signal's own endpoint is taken as it is",
+			OTLP{
 				Endpoint: "http://c:4318", Metrics: Signal{Endpoint: "http://m:4318/"}, Logs: Signal{Endpoint: "http://l:4317"},
 			},
 			[]Exporter{
@@ -67,7 +73,8 @@ func TestExporters(t *testing.T) {
 			},
 		},
 		{
-			"only the signals that have an endpoint", OTLP{Traces: Signal{Endpoint: "http://t:4317"}},
+			"only the signals that have an endpoint",
+			OTLP{Traces: Signal{Endpoint: "http://t:4317"}},
 			[]Exporter{exporter("traces", "http://t:4317", "grpc")},
 		},
 		{

@@ -280,7 +280,7 @@ func TestTracker(t *testing.T) {
 // A connection that is counted as opened on one edge must be closed on the same, whatever the files say by then.
 func TestIdentityStays(t *testing.T) {
 	asked := 0
-	tracker := NewTracker(10, func(e *Event) int {
+	tracker := NewTracker(10, func(*Event) int {
 		asked++
 		return asked
 	})

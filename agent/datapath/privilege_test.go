@@ -97,7 +97,7 @@ func checkPrivileges(keep uint64) error {
 	}
 	var lacks *PrivilegeError
 	if !errors.As(err, &lacks) || !slices.Equal(lacks.Missing, missing) {
-		return fmt.Errorf("with capabilities %#x: error %v, want one that %v are missing", effective, err, missing)
+		return fmt.Errorf("with capabilities %#x: error %w, want one that %v are missing", effective, err, missing)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package enrich
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -45,46 +46,53 @@ func (c *cgroups) workload(id uint64) *Workload {
 	if w := c.byID[id]; w != nil {
 		return w
 	}
-	w := workloadOf(c.path(id))
-	if len(c.byID) >= cacheLimit {
-		clear(c.byID)
+	path, err := c.path(id)
+	w := workloadOf(path)
+	// A cgroup that is gone will not come back; any other failure, such as too many open files, may pass.
+	if err == nil || errors.Is(err, unix.ESTALE) || errors.Is(err, unix.ENOENT) {
+		if len(c.byID) >= cacheLimit {
+			clear(c.byID)
+		}
+		c.byID[id] = w
 	}
-	c.byID[id] = w
 	return w
 }
 
-// fileidKernfs is the handle type of cgroup2's file system (FILEID_KERNFS in include/linux/exportfs.h): the handle is the 64-bit
+// fileidKernfs is the handle type of cgroup2's file system (FILEID_KERNFS in the kernel): the handle is the 64-bit
 // cgroup id and nothing else, so an id becomes a path without a walk over the tree. Needs CAP_DAC_READ_SEARCH.
 const fileidKernfs = 0xfe
 
-// path is empty when the cgroup is gone or out of reach.
-func (c *cgroups) path(id uint64) string {
+// path is empty when the cgroup is gone or out of reach. ESTALE is the kernel's word for an id without a cgroup.
+func (c *cgroups) path(id uint64) (string, error) {
 	if id == 0 || c.root == nil {
-		return ""
+		return "", unix.ESTALE
 	}
 	handle := unix.NewFileHandle(fileidKernfs, binary.NativeEndian.AppendUint64(nil, id))
 	fd, err := unix.OpenByHandleAt(int(c.root.Fd()), handle, unix.O_PATH|unix.O_CLOEXEC)
 	if err != nil {
-		return ""
+		return "", err
 	}
 	defer unix.Close(fd)
 	full, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
-	if err != nil || strings.HasSuffix(full, " (deleted)") {
-		return ""
+	if err != nil {
+		return "", err
 	}
 	below, ok := strings.CutPrefix(full, c.mount)
-	if !ok {
-		return ""
+	if !ok || strings.HasSuffix(full, " (deleted)") {
+		return "", unix.ESTALE
 	}
-	return path.Join("/", below)
+	return path.Join("/", below), nil
 }
 
 var (
-	// docker-<id>.scope, cri-containerd-<id>.scope, crio-<id>.scope, libpod-<id>.scope and the bare <id> of the cgroupfs drivers.
-	containerID = regexp.MustCompile(`^(?:[a-z-]+-)?([0-9a-f]{64})(?:\.scope)?$`)
+	// docker-<id>.scope, cri-containerd-<id>.scope, crio-<id>.scope, libpod-<id>.scope, the bare <id> of the cgroupfs drivers, and
+	// <slice>:cri-containerd:<id> where containerd was told of no systemd driver.
+	containerID = regexp.MustCompile(`^(?:[a-z-]+-|.*:cri-containerd:)?([0-9a-f]{64})(?:\.scope)?$`)
+	// A container's monitor, not the container: crio-conmon-<id>.scope, libpod-conmon-<id>.scope.
+	monitor = regexp.MustCompile(`(?:^|-)conmon-`)
 	// kubepods-burstable-pod<uid with underscores>.slice, the same below another slice (kubelet-kubepods-... in kind) and the cgroupfs
-	// form pod<uid>.
-	podUID = regexp.MustCompile(`^(?:[a-z-]+-)?pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12})(?:\.slice)?$`)
+	// form pod<uid>. A static pod has a hash of 32 digits for a uid.
+	podUID = regexp.MustCompile(`^(?:[a-z-]+-)?pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?$`)
 	// What systemd calls a unit that can hold processes.
 	unit = regexp.MustCompile(`^.+\.(?:service|scope|socket|mount|swap)$`)
 )
@@ -93,7 +101,7 @@ var (
 func workloadOf(cgroup string) *Workload {
 	w := &Workload{Cgroup: cgroup}
 	for part := range strings.SplitSeq(cgroup, "/") {
-		if m := containerID.FindStringSubmatch(part); m != nil {
+		if m := containerID.FindStringSubmatch(part); m != nil && !monitor.MatchString(part) {
 			w.ContainerID = m[1]
 		} else if m := podUID.FindStringSubmatch(part); m != nil {
 			w.PodUID = strings.ReplaceAll(m[1], "_", "-")

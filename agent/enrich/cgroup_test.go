@@ -47,6 +47,18 @@ func TestWorkloadOf(t *testing.T) {
 
 		// containers without Kubernetes
 		{
+			"podman's monitor is no container", "/machine.slice/libpod-conmon-" + innerID + ".scope",
+			Workload{Name: "libpod-conmon-" + innerID + ".scope", SystemdUnit: "libpod-conmon-" + innerID + ".scope"},
+		},
+		{
+			"containerd without the systemd driver, static pod", "/system.slice/kubepods-pod0123456789abcdef0123456789abcdef.slice:cri-containerd:" + innerID,
+			Workload{Name: "4d6e0a8b2c5f", ContainerID: innerID},
+		},
+		{
+			"static pod", "/kubepods/burstable/pod0123456789abcdef0123456789abcdef/" + innerID,
+			Workload{Name: "4d6e0a8b2c5f", ContainerID: innerID, PodUID: "0123456789abcdef0123456789abcdef"},
+		},
+		{
 			"docker, systemd driver", "/system.slice/docker-" + innerID + ".scope",
 			Workload{Name: "4d6e0a8b2c5f", ContainerID: innerID},
 		},

@@ -25,12 +25,16 @@ func TestIdentify(t *testing.T) {
 		process *Process
 	}{
 		{
-			"client", connection.Event{Role: connection.Client, Local: local, Peer: database, Owner: owner},
-			Workload{Name: "database", Namespace: "prod"}, &Process{PID: owner.PID, Executable: "curl"},
+			"client",
+			connection.Event{Role: connection.Client, Local: local, Peer: database, Owner: owner},
+			Workload{Name: "database", Namespace: "prod"},
+			&Process{PID: owner.PID, Executable: "curl"},
 		},
 		{
-			"server: the peer is the other end, not the server", connection.Event{Role: connection.Server, Local: database, Peer: local},
-			Workload{Name: External}, nil,
+			"server: the peer is the other end, not the server",
+			connection.Event{Role: connection.Server, Local: database, Peer: local},
+			Workload{Name: External},
+			nil,
 		},
 	}
 	check := func(t *testing.T) {

@@ -27,7 +27,7 @@ type Edge struct {
 	ConnectP50 *float64 `json:"connect_p50_seconds,omitempty"`
 	ConnectP99 *float64 `json:"connect_p99_seconds,omitempty"`
 
-	at pcommon.Timestamp
+	since, at pcommon.Timestamp
 }
 
 // Total is how many connections the edge has seen begin.
@@ -76,7 +76,7 @@ func readMetric(metric pmetric.Metric, find func(pcommon.Map) *Edge) {
 	case pmetric.MetricTypeSum:
 		for _, p := range metric.Sum().DataPoints().All() {
 			e := find(p.Attributes())
-			e.at = p.Timestamp()
+			e.since, e.at = p.StartTimestamp(), p.Timestamp()
 			reason, _ := p.Attributes().Get("reason")
 			switch metric.Name() {
 			case "sidelight.tcp.connection.attempts":

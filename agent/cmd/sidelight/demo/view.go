@@ -23,7 +23,7 @@ type View struct {
 
 // Write prints the whole page.
 func (v *View) Write(out io.Writer) {
-	fmt.Fprintf(out, "Sidelight demo: a client and five services in cgroups and network namespaces of their own. Metrics: http://%s/metrics", v.Metrics)
+	fmt.Fprintf(out, "Sidelight demo: a client and its services in cgroups and network namespaces of their own. Metrics: http://%s/metrics", v.Metrics)
 	if v.Left > 0 {
 		fmt.Fprintf(out, "   %v left, Ctrl-C to stop", v.Left.Round(time.Second))
 	}
@@ -43,8 +43,13 @@ func (v *View) writeEdges(out io.Writer) {
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "  ROLE\tLOCAL\tPEER\tNET\tCONNS\tPER S\tOPEN\tCONNECT P50\tP99\tSENT\tRECEIVED\tNOT OK")
 	for _, e := range Edges(v.Received.Metrics) {
+		// Since the report before, or on the last page since the beginning.
+		b, ok := before[edgeKey{e.Role, e.Local, e.Peer, e.NetworkType}]
+		if v.Left <= 0 {
+			b, ok = Edge{at: e.since}, true
+		}
 		rate := "-"
-		if b, ok := before[edgeKey{e.Role, e.Local, e.Peer, e.NetworkType}]; ok && e.at > b.at {
+		if ok && e.at > b.at {
 			rate = fmt.Sprintf("%.1f", float64(e.Total()-b.Total())/(float64(e.at-b.at)/1e9))
 		}
 		fmt.Fprintf(table, "  %s\t%s\t%s\t%s\t%d\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", e.Role, e.Local, e.Peer, e.NetworkType, e.Total(), rate,

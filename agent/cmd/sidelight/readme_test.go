@@ -1,0 +1,206 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/sidelight-mesh/sidelight/agent/config"
+)
+
+const root = "../../.."
+
+// fenced returns the blocks of README in one language.
+func fenced(t *testing.T, language string) []string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(root, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var blocks []string
+	for _, m := range regexp.MustCompile("(?s)```"+language+"\n(.*?)```").FindAllStringSubmatch(string(text), -1) {
+		blocks = append(blocks, m[1])
+	}
+	if len(blocks) == 0 {
+		t.Fatalf("README has no %s block", language)
+	}
+	return blocks
+}
+
+// TestReadmeCommands runs every command of README, each as it stands but for what would take long, or would touch the machine's own
+// cgroups, ports and state.
+func TestReadmeCommands(t *testing.T) {
+	needRoot(t)
+	var commands []string
+	for _, block := range fenced(t, "sh") {
+		commands = append(commands, strings.Split(strings.TrimSpace(block), "\n")...)
+	}
+	address := ""
+	for _, command := range commands {
+		t.Run(command, func(t *testing.T) {
+			switch {
+			case command == "make test":
+				runIn(t, root, "make", "--dry-run", "test") // it is what runs this
+			case command == "make demo":
+				out := runIn(t, root, "make", "demo", "DEMO_FLAGS=--duration 3s")
+				if !strings.Contains(out, "The account closes: every connection is accounted for.") {
+					t.Errorf("got: %s", out)
+				}
+			case command == "./bin/sidelight check":
+				out := runIn(t, root, program, "check")
+				if strings.Contains(out, "\nNO ") || !strings.Contains(out, "programs pass this kernel's verifier") {
+					t.Errorf("got: %s", out)
+				}
+			case strings.HasPrefix(command, "sudo ./bin/sidelight run"):
+				args := strings.Fields(strings.TrimPrefix(command, "sudo ./bin/sidelight run"))
+				for i, arg := range args {
+					if arg == "--otel-config" {
+						args[i+1] = stateInside(t, filepath.Join(root, args[i+1]))
+					}
+				}
+				a := startAgent(t, newCgroup(t), append([]string{"--config", writeConfig(t)}, args...)...)
+				address = a.Address
+				a.stop()
+			case strings.HasPrefix(command, "curl -s http://"+config.Default().MetricsAddress):
+				if address == "" {
+					t.Fatal("README shows it before anything runs")
+				}
+				a := startAgent(t, newCgroup(t))
+				out := runIn(t, root, "curl", "-s", "http://"+a.Address+strings.TrimPrefix(command, "curl -s http://"+config.Default().MetricsAddress))
+				if !strings.Contains(out, "sidelight_accounting_unaccounted 0") {
+					t.Errorf("got: %s", out)
+				}
+				a.stop()
+			default:
+				t.Error("no test for this command")
+			}
+		})
+	}
+}
+
+// stateInside copies a collector configuration with its queue in a directory of the test's.
+func stateInside(t *testing.T, file string) string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	inside := bytes.ReplaceAll(text, []byte("/var/lib/sidelight/queue"), []byte(filepath.Join(dir, "queue")))
+	// The collector's own default would be port 8888 of the machine.
+	inside = bytes.ReplaceAll(inside, []byte("  telemetry:\n"), []byte("  telemetry:\n    metrics: {level: none}\n"))
+	path := filepath.Join(dir, "collector.yaml")
+	if err := os.WriteFile(path, inside, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func runIn(t *testing.T, dir string, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %v\n%s", args, err, out)
+	}
+	return string(out)
+}
+
+// TestReadmeFlags wants the table of flags to have every flag, with its default, and nothing else.
+func TestReadmeFlags(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(root, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var documented, have []string
+	for _, m := range regexp.MustCompile("(?m)^\\| `--([a-z-]+) ").FindAllStringSubmatch(string(text), -1) {
+		documented = append(documented, m[1])
+	}
+	runCommand().Flags().VisitAll(func(f *pflag.Flag) {
+		have = append(have, f.Name)
+		if f.DefValue != "" && !regexp.MustCompile("(?m)^\\| `--"+f.Name+" [^|]*\\| `"+regexp.QuoteMeta(f.DefValue)+"` \\|").Match(text) {
+			t.Errorf("README does not say that --%s is %s by default", f.Name, f.DefValue)
+		}
+	})
+	slices.Sort(documented)
+	slices.Sort(have)
+	if !slices.Equal(documented, have) {
+		t.Errorf("README has the flags %v, the program %v", documented, have)
+	}
+}
+
+// TestReadmeConfiguration loads README's configuration file, which has to say every default as it is.
+func TestReadmeConfiguration(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "readme.yaml")
+	if err := os.WriteFile(file, []byte(fenced(t, "yaml")[0]), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got := config.Config{}
+	if err := config.Load(file, &got); err != nil {
+		t.Fatal(err)
+	}
+	want := config.Default()
+	asJSON := func(v any) string { b, _ := json.Marshal(v); return string(b) }
+	if asJSON(got) != asJSON(want) {
+		t.Errorf("got  %s\nwant %s", asJSON(got), asJSON(want))
+	}
+}
+
+// TestReadmeLine wants README's access log line to have the fields that the program writes.
+func TestReadmeLine(t *testing.T) {
+	var line map[string]any
+	if err := json.Unmarshal([]byte(fenced(t, "json")[0]), &line); err != nil {
+		t.Fatal(err)
+	}
+	for _, field := range []string{"timestamp", "log.record.uid", "trace_id", "sidelight.reason", "sidelight.connect_ns", "process.pid"} {
+		if _, ok := line[field]; !ok {
+			t.Errorf("it lacks %s", field)
+		}
+	}
+}
+
+// TestRotation renames the access log and asks for a new one.
+func TestRotation(t *testing.T) {
+	needRoot(t)
+	a := startAgent(t, newCgroup(t))
+	if err := os.Rename(a.Access, a.Access+".1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
+		t.Fatal(err)
+	}
+	eventuallyWithin(t, 10*time.Second, "the new file", func() error {
+		_, err := os.Stat(a.Access)
+		return err
+	})
+	a.stop()
+}
+
+// TestEndpoints asks what an orchestrator and a developer ask.
+func TestEndpoints(t *testing.T) {
+	needRoot(t)
+	a := startAgent(t, newCgroup(t))
+	for _, path := range []string{"/healthz", "/readyz", "/metrics", "/debug/pprof/", "/debug/pprof/heap"} {
+		response, err := http.Get("http://" + a.Address + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		if response.StatusCode != http.StatusOK {
+			t.Errorf("%s: %s", path, response.Status)
+		}
+	}
+	a.stop()
+}
