@@ -9,12 +9,15 @@ import "github.com/cilium/ebpf"
 
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -no-global-types -target bpfel -type mesh_event -type mesh_close_event -type mesh_account -type mesh_kind -type mesh_role -type mesh_reason mesh mesh.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
 
-// The types of abi.h, as bpf2go derives them from the object's BTF.
 type (
-	Event      = meshMeshEvent
+	// Event is struct mesh_event of abi.h, as bpf2go derives it from the object's BTF; so are the next two.
+	Event = meshMeshEvent
+	// CloseEvent is struct mesh_close_event.
 	CloseEvent = meshMeshCloseEvent
-	Account    = meshMeshAccount
-	Objects    = meshObjects
+	// Account is struct mesh_account.
+	Account = meshMeshAccount
+	// Objects are the programs and maps, once loaded.
+	Objects = meshObjects
 )
 
 // Sizes of the ring's records in bytes; abi.h asserts the same.

@@ -114,16 +114,14 @@ func newNamespace(t *testing.T) netns.NsHandle {
 // process is a child of this test.
 type process struct {
 	*exec.Cmd
-	t    *testing.T
-	out  *bufio.Reader
-	done chan struct{}
-	err  error
+	t   *testing.T
+	out *bufio.Reader
 }
 
 // start starts a command in a namespace and a cgroup; it is killed with the test.
 func start(t *testing.T, ns netns.NsHandle, cgroup string, cmd *exec.Cmd) *process {
 	t.Helper()
-	p := &process{Cmd: cmd, t: t, done: make(chan struct{})}
+	p := &process{Cmd: cmd, t: t}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -110,7 +110,9 @@ func runClient(s script) (errno string, err error) {
 	}
 	if err != nil {
 		if s.Ending == connectOnly || s.Ending == clientAbandons {
-			return unix.ErrnoName(err.(syscall.Errno)), nil
+			var code syscall.Errno
+			errors.As(err, &code)
+			return unix.ErrnoName(code), nil
 		}
 		return "", fmt.Errorf("connect %v: %w", s.Addr, err)
 	}
@@ -135,7 +137,7 @@ func exchange(file *os.File, s script) error {
 		return err
 	case serverResets:
 		if n, err := io.Copy(io.Discard, file); !errors.Is(err, unix.ECONNRESET) {
-			return fmt.Errorf("want a reset, got %d bytes and %v", n, err)
+			return fmt.Errorf("want a reset, got %d bytes and %w", n, err)
 		}
 		return nil
 	}
@@ -147,7 +149,7 @@ func exchange(file *os.File, s script) error {
 		return unix.SetsockoptLinger(int(file.Fd()), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	case serverCloses:
 		if n, err := file.Read(make([]byte, 1)); err != io.EOF {
-			return fmt.Errorf("want the end, got %d bytes and %v", n, err)
+			return fmt.Errorf("want the end, got %d bytes and %w", n, err)
 		}
 	}
 	return nil
