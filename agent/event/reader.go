@@ -55,6 +55,9 @@ func NewReader(ring *ebpf.Map, interval time.Duration, stats *Stats) (*Reader, e
 	return &Reader{ring: r, interval: interval, stats: stats}, nil
 }
 
+// Pending returns how many bytes wait in the ring. Safe for concurrent use.
+func (r *Reader) Pending() int { return r.ring.AvailableBytes() }
+
 // Close ends a Run and frees the ring's mapping.
 func (r *Reader) Close() error { return r.ring.Close() }
 

@@ -51,6 +51,10 @@ var (
 	descLines       = selfDesc("sidelight_self_access_log_lines_total", "Lines written to the access log.")
 	descExported    = selfDesc("sidelight_self_exported_total", "What OTLP backends took: log records, spans, data points.", "signal")
 	descQueued      = selfDesc("sidelight_self_export_queue", "What waits for OTLP backends.", "signal")
+	descRing        = selfDesc("sidelight_bpf_ring_bytes", "Size of the event ring.")
+	descPending     = selfDesc("sidelight_bpf_ring_pending_bytes", "What waits in the event ring to be read.")
+	descRuns        = selfDesc("sidelight_bpf_program_runs_total", "Runs of a program, counted while kernel.bpf_stats_enabled is set.", "program")
+	descRunTime     = selfDesc("sidelight_bpf_program_seconds_total", "Time in a program, measured while kernel.bpf_stats_enabled is set.", "program")
 	descDropped     = selfDesc("sidelight_dropped_total", "What was lost, by the stage that lost it.", "stage", "kind")
 )
 
@@ -61,7 +65,7 @@ type selfMetrics struct{ node *node }
 func (*selfMetrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descBuild, descUnaccounted, descKernel, descSubmitted, descDecoded, descFollowed, descUntracked, descLines, descExported,
-		descQueued, descDropped,
+		descQueued, descDropped, descRing, descPending, descRuns, descRunTime,
 	} {
 		ch <- d
 	}
@@ -78,6 +82,19 @@ func (s *selfMetrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	// Before the audit below, which drains it.
+	gauge(descPending, float64(n.reader.Pending()))
+	gauge(descRing, float64(n.config.RingBytes))
+	programs, err := n.datapath.ProgramStats()
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(descRuns, err)
+	}
+	for _, p := range programs {
+		if p.Runs > 0 {
+			counter(descRuns, p.Runs, p.Name)
+			ch <- prometheus.MustNewConstMetric(descRunTime, prometheus.CounterValue, p.Time.Seconds(), p.Name)
+		}
 	}
 	gauge(descBuild, 1, version(), goVersion())
 	ctx, cancel := context.WithTimeout(context.Background(), auditTime)

@@ -47,7 +47,9 @@ type node struct {
 	log       *accesslog.Log
 	records   *queue.Queue
 	collector *embedded.Collector
-	server    *status.Server
+	// handedOn is closed when the mesh receiver has given everything to the exporters.
+	handedOn chan struct{}
+	server   *status.Server
 }
 
 // nodeOptions are what the configuration does not say.
@@ -121,10 +123,14 @@ func (n *node) prepareCollector(ctx context.Context, options nodeOptions) error 
 		return nil
 	}
 	n.records = queue.New(recordQueue)
+	n.handedOn = make(chan struct{})
 	host, _ := os.Hostname() // without a name the attribute is left out
 	n.collector = embedded.New(embedded.Options{
-		URI:          uri,
-		Mesh:         meshreceiver.Settings{Source: source{n.records, n.edges}, Clock: event.MeasureClock, Boot: n.boot, HostName: host},
+		URI: uri,
+		Mesh: meshreceiver.Settings{
+			Source: source{n.records, n.edges}, Clock: event.MeasureClock, Boot: n.boot, HostName: host,
+			OnEnd: sync.OnceFunc(func() { close(n.handedOn) }),
+		},
 		Version:      version(),
 		OwnTelemetry: own,
 		Persistent:   own && options.collectorURI == "",
@@ -231,8 +237,24 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	shutdownCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	_ = n.server.Shutdown(shutdownCtx) // a scrape that takes longer is cut
-	writing.Wait()
-	return err
+	return errors.Join(err, waitWithin(&writing, writeTime))
+}
+
+// writeTime is how long the access log may take for its last lines: its reader can be a pipe that nobody empties.
+const writeTime = 5 * time.Second
+
+func waitWithin(group *sync.WaitGroup, limit time.Duration) error {
+	done := make(chan struct{})
+	go func() {
+		group.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-time.After(limit):
+		return fmt.Errorf("write the end of the access log: not done within %v, lines are lost", limit)
+	}
 }
 
 func (n *node) serve(metrics http.Handler, failed chan<- error) {
@@ -260,12 +282,28 @@ func (n *node) wait(ctx context.Context, failed <-chan error) error {
 	}
 }
 
-// stopCollector lets the receiver take what is queued, and the exporters send or store it.
+// handOnTime is how long the mesh receiver may take for what is queued; a pipeline that refuses all of it would take for ever.
+// flushPatience is how long exporters that make no progress are waited for.
+const (
+	handOnTime    = 5 * time.Second
+	flushPatience = time.Second
+)
+
+// stopCollector lets the receiver take what is queued, and the exporters send it or, while the backend is down, leave it in their
+// queue on disk.
 func (n *node) stopCollector() error {
 	if n.collector == nil {
 		return nil
 	}
 	n.records.Close()
+	select {
+	case <-n.handedOn:
+		if queued := n.collector.Flush(flushPatience); queued > 0 {
+			n.logger.Warn("the OTLP backend does not take what is queued, it waits on disk for the next start", "items", queued)
+		}
+	case <-n.collector.Done():
+	case <-time.After(handOnTime):
+	}
 	if err := n.collector.Shutdown(); err != nil {
 		return fmt.Errorf("stop collector: %w", err)
 	}
