@@ -2,6 +2,7 @@
 package accesslog
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -31,6 +32,7 @@ type Log struct {
 	out  io.Writer
 	file *os.File // nil for a stream that is not ours to close
 	path string
+	torn bool // the last write ended within a line
 
 	lines  atomic.Uint64
 	failed atomic.Uint64
@@ -125,17 +127,30 @@ func (l *Log) write(buf []byte, lines uint64) {
 	if lines == 0 {
 		return
 	}
-	l.mu.Lock()
-	_, err := l.out.Write(buf)
-	l.mu.Unlock()
-	if err == nil {
-		l.lines.Add(lines)
-		return
-	}
+	written, err := l.writeLines(buf)
+	l.lines.Add(written)
 	// Once a second would be too often for a full disk; the counter tells how much.
-	if l.failed.Add(lines) == lines {
+	if lost := lines - written; lost > 0 && l.failed.Add(lost) == lost {
 		slog.Error("write access log: lines are lost, see sidelight_dropped_total", "error", err)
 	}
+}
+
+var newline = []byte{'\n'}
+
+// writeLines returns how many lines were written whole.
+func (l *Log) writeLines(buf []byte) (uint64, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.torn {
+		// What a full disk broke off must not take the next line with it.
+		if _, err := l.out.Write(newline); err != nil {
+			return 0, err
+		}
+		l.torn = false
+	}
+	n, err := l.out.Write(buf)
+	l.torn = n > 0 && buf[n-1] != '\n'
+	return uint64(bytes.Count(buf[:n], newline)), err
 }
 
 // Close makes Run end after what is queued. The caller waits for Run, then calls CloseFile.

@@ -81,9 +81,18 @@ func (h *Histogram) Observe(value float64, from *connection.Event) {
 	*h.exponential(bucketIndex(value))++
 }
 
-// bucketIndex is the i of (2^(i/8), 2^((i+1)/8)].
+// fractions are the lower bounds of a doubling's buckets, 2^(i/8) for values in [0.5, 1), rounded down: then no value compares to
+// them otherwise than to the true bounds, which no float64 hits but the first.
+var fractions = [bucketsPerDoubling]float64{
+	0x1p-1, 0x1.172b83c7d517ap-1, 0x1.306fe0a31b715p-1, 0x1.4bfdad5362a27p-1,
+	0x1.6a09e667f3bccp-1, 0x1.8ace5422aa0dbp-1, 0x1.ae89f995ad3adp-1, 0x1.d5818dcfba487p-1,
+}
+
+// bucketIndex is the i of (2^(i/8), 2^((i+1)/8)]. Not by a logarithm: its rounding puts values near a bound on the wrong side.
 func bucketIndex(value float64) int {
-	return int(math.Ceil(math.Log2(value)*bucketsPerDoubling)) - 1
+	fraction, exponent := math.Frexp(value)
+	above, _ := slices.BinarySearch(fractions[:], fraction)
+	return (exponent-1)*bucketsPerDoubling + above - 1
 }
 
 // exponential grows the window of buckets to hold index.

@@ -72,7 +72,8 @@ func exporterOf(template object, e config.Exporter) (string, object) {
 	}
 	exporter["tls"] = tls
 	if e.Protocol == config.ProtocolGRPC {
-		exporter["endpoint"] = literal(e.Endpoint)
+		// gRPC has no path, but the URL that people write often has its slash.
+		exporter["endpoint"] = literal(strings.TrimSuffix(e.Endpoint, "/"))
 		return "otlp_grpc/" + e.Signal, exporter
 	}
 	delete(exporter, "endpoint")

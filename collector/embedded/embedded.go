@@ -93,7 +93,7 @@ func (c *Collector) Start(ctx context.Context) error {
 		// Not ctx: it ends with a signal, and the collector is to end after its source.
 		c.err = collector.Run(context.WithoutCancel(ctx))
 	}()
-	// The library has no event for "running".
+	// The library has no event for "running", and does not take Shutdown before: the context is looked at last.
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for collector.GetState() != otelcol.StateRunning {
@@ -104,10 +104,10 @@ func (c *Collector) Start(ctx context.Context) error {
 				return errors.New("start collector: it stopped at once")
 			}
 			return fmt.Errorf("start collector: %w", c.err)
-		case <-ctx.Done():
-			c.collector.Shutdown()
-			return ctx.Err()
 		}
+	}
+	if ctx.Err() != nil {
+		return errors.Join(ctx.Err(), c.Shutdown())
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"sync"
+	"time"
 
 	"go.opentelemetry.io/collector/component"
 	"go.opentelemetry.io/collector/service/telemetry"
@@ -71,6 +72,34 @@ func (c *Collector) Stats() map[string]Stats {
 		}
 	}
 	return stats
+}
+
+// Flush waits until the exporters' queues are empty, and returns how much is still queued when there was no progress for the
+// given time: the backend is down. It needs OwnTelemetry, and returns at once without.
+func (c *Collector) Flush(patience time.Duration) (queued int64) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	var sentBefore int64
+	deadline := time.Now().Add(patience)
+	for {
+		var sent int64
+		queued = 0
+		for _, s := range c.Stats() {
+			queued += s.Queued
+			sent += s.Sent
+		}
+		if sent != sentBefore {
+			sentBefore, deadline = sent, time.Now().Add(patience)
+		}
+		if queued == 0 || time.Now().After(deadline) {
+			return queued
+		}
+		select {
+		case <-tick.C:
+		case <-c.done:
+			return queued
+		}
+	}
 }
 
 // items are the names that the collector's exporter metrics have for what a signal consists of.

@@ -39,6 +39,13 @@ func newMetrics(settings *Settings, snapshot edge.Snapshot, now time.Time) pmetr
 	b.histogram("sidelight.tcp.connect.duration", clients(func(s *edge.Sums) *edge.Histogram { return &s.ConnectDuration }))
 	b.histogram("sidelight.tcp.connection.duration", each(func(s *edge.Sums) *edge.Histogram { return &s.ConnectionDuration }))
 	b.histogram("sidelight.tcp.rtt", each(func(s *edge.Sums) *edge.Histogram { return &s.RTT }))
+	// Backends complain of a metric without a point, such as failures while there are none.
+	scope.Metrics().RemoveIf(func(m pmetric.Metric) bool {
+		if m.Type() == pmetric.MetricTypeHistogram {
+			return m.Histogram().DataPoints().Len() == 0
+		}
+		return m.Sum().DataPoints().Len() == 0
+	})
 	return metrics
 }
 

@@ -57,10 +57,17 @@ func (r *meshReceiver) Start(context.Context, component.Host) error {
 	r.start.Do(func() {
 		var ctx context.Context
 		ctx, r.cancel = context.WithCancel(context.Background())
-		r.wg.Go(func() { r.runRecords(ctx) })
-		if r.nextMetrics != nil {
-			r.wg.Go(r.runMetrics)
-		}
+		ended := make(chan struct{})
+		r.wg.Go(func() {
+			r.runRecords(ctx)
+			close(ended)
+		})
+		r.wg.Go(func() {
+			r.runMetrics(ended)
+			if ctx.Err() == nil && r.settings.OnEnd != nil {
+				r.settings.OnEnd()
+			}
+		})
 	})
 	return nil
 }
@@ -91,33 +98,35 @@ func (r *meshReceiver) consume(batches [][]enrich.Record) {
 	var wg sync.WaitGroup
 	if r.nextLogs != nil {
 		wg.Go(func() {
-			if logs := newLogs(&r.settings, batches); logs.LogRecordCount() > 0 {
-				if !r.deliver("logs", func(ctx context.Context) error { return r.nextLogs.ConsumeLogs(ctx, logs) }) {
-					Dropped.Logs.Add(uint64(logs.LogRecordCount()))
-				}
+			logs := newLogs(&r.settings, batches)
+			// Counted now: what was handed on is the pipeline's, also when it refuses it.
+			count := logs.LogRecordCount()
+			if count > 0 && !r.deliver("logs", func(ctx context.Context) error { return r.nextLogs.ConsumeLogs(ctx, logs) }) {
+				Dropped.Logs.Add(uint64(count))
 			}
 		})
 	}
 	if r.nextTraces != nil {
 		wg.Go(func() {
-			if traces := newTraces(&r.settings, batches); traces.SpanCount() > 0 {
-				if !r.deliver("traces", func(ctx context.Context) error { return r.nextTraces.ConsumeTraces(ctx, traces) }) {
-					Dropped.Spans.Add(uint64(traces.SpanCount()))
-				}
+			traces := newTraces(&r.settings, batches)
+			count := traces.SpanCount()
+			if count > 0 && !r.deliver("traces", func(ctx context.Context) error { return r.nextTraces.ConsumeTraces(ctx, traces) }) {
+				Dropped.Spans.Add(uint64(count))
 			}
 		})
 	}
 	wg.Wait()
 }
 
-func (r *meshReceiver) runMetrics() {
+// runMetrics reports once more when there will be no more records: then the sums are final.
+func (r *meshReceiver) runMetrics(ended <-chan struct{}) {
 	ticker := time.NewTicker(r.config.ReportInterval)
 	defer ticker.Stop()
 	for {
 		select {
 		case now := <-ticker.C:
 			r.report(now)
-		case <-r.stopping:
+		case <-ended:
 			r.report(time.Now())
 			return
 		}
@@ -125,6 +134,9 @@ func (r *meshReceiver) runMetrics() {
 }
 
 func (r *meshReceiver) report(now time.Time) {
+	if r.nextMetrics == nil {
+		return
+	}
 	metrics := newMetrics(&r.settings, r.settings.Source.Edges(), now)
 	points := metrics.DataPointCount()
 	if points == 0 {

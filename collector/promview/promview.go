@@ -4,6 +4,7 @@ package promview
 import (
 	"encoding/hex"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -153,10 +154,16 @@ func histogramProto(h *edge.Histogram, clock connection.Clock, since time.Time) 
 		ZeroCount:        proto.Uint64(h.Zero),
 	}
 	cumulative := uint64(0)
-	for i, bound := range h.Bounds {
-		cumulative += h.Classic[i]
+	for i, n := range h.Classic {
+		cumulative += n
+		bound, x := math.Inf(1), h.Exemplars[i]
+		if i < len(h.Bounds) {
+			bound = h.Bounds[i]
+		} else if x.AtNS == 0 {
+			break // the last bucket goes without saying, but for its exemplar
+		}
 		bucket := &dto.Bucket{UpperBound: proto.Float64(bound), CumulativeCount: proto.Uint64(cumulative)}
-		if x := h.Exemplars[i]; x.AtNS != 0 {
+		if x.AtNS != 0 {
 			bucket.Exemplar = exemplarProto(x, clock)
 			out.Exemplars = append(out.Exemplars, bucket.Exemplar)
 		}

@@ -43,20 +43,24 @@ func (q *Queue) Consume(batch []enrich.Record) {
 // false; when the context ends, false.
 func (q *Queue) Next(ctx context.Context) ([][]enrich.Record, bool) {
 	for {
+		// Read before the queue is: a batch that came before the context ended is not left behind.
+		ended := ctx.Err() != nil
 		q.mu.Lock()
 		batches, closed := q.batches, q.closed
 		q.batches, q.records = nil, 0
 		q.mu.Unlock()
-		if len(batches) > 0 {
+		switch {
+		case len(batches) > 0:
 			return batches, true
-		}
-		if closed {
+		case closed:
+			q.signal() // whoever else waits is to end too
+			return nil, false
+		case ended:
 			return nil, false
 		}
 		select {
 		case <-q.ready:
 		case <-ctx.Done():
-			return nil, false
 		}
 	}
 }

@@ -1,0 +1,175 @@
+package embedded
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"testing"
+
+	"go.opentelemetry.io/collector/component"
+	"go.opentelemetry.io/collector/component/componenttest"
+	"go.opentelemetry.io/collector/confmap"
+	"go.opentelemetry.io/collector/consumer/consumertest"
+	"go.opentelemetry.io/collector/receiver/otlpreceiver"
+	"go.opentelemetry.io/collector/receiver/receivertest"
+
+	"github.com/sidelight-mesh/sidelight/agent/connection"
+	"github.com/sidelight-mesh/sidelight/agent/enrich"
+	"github.com/sidelight-mesh/sidelight/collector/edge"
+	"github.com/sidelight-mesh/sidelight/collector/internal/fixture"
+	"github.com/sidelight-mesh/sidelight/collector/meshreceiver"
+	"github.com/sidelight-mesh/sidelight/collector/queue"
+)
+
+// backend takes OTLP as any backend does, with the collector's own receiver.
+type backend struct {
+	metrics consumertest.MetricsSink
+	logs    consumertest.LogsSink
+	traces  consumertest.TracesSink
+}
+
+// freeAddress returns an address of this host that nobody listens on.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	return listener.Addr().String()
+}
+
+// start listens on an address until the test ends, or says why it cannot.
+func (b *backend) start(t *testing.T, protocol, address string) error {
+	t.Helper()
+	factory := otlpreceiver.NewFactory()
+	config := factory.CreateDefaultConfig()
+	if err := confmap.NewFromStringMap(map[string]any{
+		"protocols": map[string]any{protocol: map[string]any{"endpoint": address, "include_metadata": true}},
+	}).Unmarshal(config); err != nil {
+		t.Fatal(err)
+	}
+	settings := receivertest.NewNopSettings(factory.Type())
+	metrics, err := factory.CreateMetrics(t.Context(), settings, config, &b.metrics)
+	if err != nil {
+		t.Fatal(err)
+	}
+	logs, err := factory.CreateLogs(t.Context(), settings, config, &b.logs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	traces, err := factory.CreateTraces(t.Context(), settings, config, &b.traces)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signals := []component.Component{metrics, logs, traces}
+	stop := func() {
+		for _, c := range signals {
+			if err := c.Shutdown(context.Background()); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	for _, c := range signals {
+		if err := c.Start(t.Context(), componenttest.NewNopHost()); err != nil {
+			stop()
+			return err
+		}
+	}
+	t.Cleanup(stop)
+	return nil
+}
+
+// startBackend starts one on an address of its own.
+func startBackend(t *testing.T, protocol string) (b *backend, address string) {
+	t.Helper()
+	var err error
+	// Somebody else may take the address between our finding it and our using it.
+	for range 10 {
+		b, address = new(backend), freeAddress(t)
+		if err = b.start(t, protocol, address); err == nil {
+			return b, address
+		}
+	}
+	t.Fatal(err)
+	return nil, ""
+}
+
+// uids are the ids of the log records that came, and how often each did.
+func (b *backend) uids() map[string]int {
+	uids := make(map[string]int)
+	for _, logs := range b.logs.AllLogs() {
+		for _, r := range logs.ResourceLogs().All() {
+			for _, log := range r.ScopeLogs().At(0).LogRecords().All() {
+				uid, _ := log.Attributes().Get("log.record.uid")
+				uids[uid.Str()]++
+			}
+		}
+	}
+	return uids
+}
+
+// spans are the ids of the spans that came, and how often each did.
+func (b *backend) spans() map[string]int {
+	spans := make(map[string]int)
+	for _, traces := range b.traces.AllTraces() {
+		for _, r := range traces.ResourceSpans().All() {
+			for _, span := range r.ScopeSpans().At(0).Spans().All() {
+				spans[span.SpanID().String()]++
+			}
+		}
+	}
+	return spans
+}
+
+// attempts is what the last report says.
+func (b *backend) attempts() int64 {
+	all := b.metrics.AllMetrics()
+	if len(all) == 0 {
+		return 0
+	}
+	for _, m := range all[len(all)-1].ResourceMetrics().At(0).ScopeMetrics().At(0).Metrics().All() {
+		if m.Name() == "sidelight.tcp.connection.attempts" {
+			return m.Sum().DataPoints().At(0).IntValue()
+		}
+	}
+	return -1
+}
+
+// source is what the agent has: a queue and a table.
+type source struct {
+	*queue.Queue
+	table *edge.Table
+}
+
+func newSource() source { return source{queue.New(1 << 16), edge.NewTable(100)} }
+
+func (s source) Edges() edge.Snapshot { return s.table.Snapshot() }
+
+func (s source) mesh() meshreceiver.Settings {
+	return meshreceiver.Settings{
+		Source: s, Clock: func() connection.Clock { return fixture.Clock }, Boot: fixture.Boot, HostName: "node-1",
+	}
+}
+
+// give hands over n finished connections and returns the ids of their log records and spans, once each.
+func (s source) give(n int) (uids, spans map[string]int) {
+	uids, spans = make(map[string]int), make(map[string]int)
+	batch := make([]enrich.Record, n)
+	for i := range batch {
+		e := connection.Event{
+			Kind: connection.Close, Role: connection.Client, Key: connection.Key{Cookie: uint64(i), StartNS: 1e9},
+			ConnectNS: 1e9, EstablishedNS: 2e9, EventNS: 3e9, ClientISN: uint32(i),
+		}
+		trace := e.Trace()
+		uids[fixture.Boot.UID(e.Key)]++
+		spans[fmt.Sprintf("%x", trace.ClientSpan)]++
+		batch[i] = enrich.Record{
+			Event: e, Change: connection.Change{Attempts: 1, Established: 1, Closed: 1}, Clock: fixture.Clock,
+			Identity: enrich.Identity{Local: &enrich.Workload{Name: "w"}, Peer: &enrich.Workload{Name: "p"}},
+		}
+	}
+	s.Consume(batch)
+	s.table.Consume(batch)
+	return uids, spans
+}

@@ -1,0 +1,139 @@
+package meshreceiver
+
+import (
+	"cmp"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"go.opentelemetry.io/collector/pdata/plog"
+	"go.opentelemetry.io/collector/pdata/pmetric"
+	"go.opentelemetry.io/collector/pdata/ptrace"
+
+	"github.com/sidelight-mesh/sidelight/agent/connection"
+	"github.com/sidelight-mesh/sidelight/agent/enrich"
+	"github.com/sidelight-mesh/sidelight/collector/edge"
+	"github.com/sidelight-mesh/sidelight/collector/internal/fixture"
+)
+
+func testSettings() Settings {
+	return Settings{Clock: func() connection.Clock { return fixture.Clock }, Boot: fixture.Boot, HostName: "node-1"}
+}
+
+// snapshotOf aggregates a case. Its edges are sorted: a table has no order.
+func snapshotOf(c fixture.Case) edge.Snapshot {
+	table := edge.NewTable(c.MaxEdges)
+	table.Consume(c.Records)
+	snapshot := table.Snapshot()
+	slices.SortFunc(snapshot.Edges, func(a, b edge.Edge) int {
+		return cmp.Or(
+			cmp.Compare(a.Key.Role, b.Key.Role),
+			cmp.Compare(a.Key.LocalWorkload, b.Key.LocalWorkload),
+			cmp.Compare(a.Key.PeerWorkload, b.Key.PeerWorkload),
+		)
+	})
+	return snapshot
+}
+
+func TestGolden(t *testing.T) {
+	settings := testSettings()
+	fixture.Cases(t, "records.yaml", func(t *testing.T, dir string) {
+		input := fixture.Load(t, filepath.Join(dir, "records.yaml"))
+		batches := [][]enrich.Record{input.Records}
+		check := func(name string, compact []byte, err error) {
+			t.Helper()
+			if err != nil {
+				t.Fatal(err)
+			}
+			fixture.Golden(t, filepath.Join(dir, name), fixture.Indent(t, compact))
+		}
+		logs, err := new(plog.JSONMarshaler).MarshalLogs(newLogs(&settings, batches))
+		check("expected_logs.json", logs, err)
+		traces, err := new(ptrace.JSONMarshaler).MarshalTraces(newTraces(&settings, batches))
+		check("expected_traces.json", traces, err)
+		metrics, err := new(pmetric.JSONMarshaler).MarshalMetrics(newMetrics(&settings, snapshotOf(input), fixture.Now))
+		check("expected_metrics.json", metrics, err)
+	})
+}
+
+// load returns the records of a golden case.
+func load(t *testing.T, name string) []enrich.Record {
+	t.Helper()
+	return fixture.Load(t, filepath.Join("testdata", name, "records.yaml")).Records
+}
+
+// spans returns the spans of a golden case by their kind.
+func spans(t *testing.T, name string) map[ptrace.SpanKind]ptrace.Span {
+	t.Helper()
+	settings := testSettings()
+	byKind := make(map[ptrace.SpanKind]ptrace.Span)
+	for _, resource := range newTraces(&settings, [][]enrich.Record{load(t, name)}).ResourceSpans().All() {
+		for _, span := range resource.ScopeSpans().At(0).Spans().All() {
+			byKind[span.Kind()] = span
+		}
+	}
+	return byKind
+}
+
+func eventNames(span ptrace.Span) []string {
+	var names []string
+	for _, e := range span.Events().All() {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// What the golden files show, said: an update that is not looked at must not undo it.
+
+func TestServersSpanIsBelowTheClientsThatWasSeen(t *testing.T) {
+	pair := spans(t, "ok_pair")
+	client, server := pair[ptrace.SpanKindClient], pair[ptrace.SpanKindServer]
+	if client.TraceID() != server.TraceID() || server.ParentSpanID() != client.SpanID() || !client.ParentSpanID().IsEmpty() {
+		t.Errorf("client %v/%v (parent %v), server %v/%v (parent %v)", client.TraceID(), client.SpanID(), client.ParentSpanID(),
+			server.TraceID(), server.SpanID(), server.ParentSpanID())
+	}
+	if alone := spans(t, "reset")[ptrace.SpanKindServer]; !alone.ParentSpanID().IsEmpty() {
+		t.Errorf("a server's span has the parent %v, whose client was not seen", alone.ParentSpanID())
+	}
+}
+
+func TestFailedConnectionIsAnErrorAndWasNeverEstablished(t *testing.T) {
+	span := spans(t, "refused")[ptrace.SpanKindClient]
+	if span.Status().Code() != ptrace.StatusCodeError || span.Status().Message() != "refused" {
+		t.Errorf("status %v %q, want an error, refused", span.Status().Code(), span.Status().Message())
+	}
+	if got := eventNames(span); !slices.Equal(got, []string{"pre_connect", "close"}) {
+		t.Errorf("events %v", got)
+	}
+}
+
+func TestResetConnectionIsAnErrorAfterItWasEstablished(t *testing.T) {
+	span := spans(t, "reset")[ptrace.SpanKindServer]
+	if span.Status().Code() != ptrace.StatusCodeError || span.Status().Message() != "reset_by_peer" {
+		t.Errorf("status %v %q, want an error, reset_by_peer", span.Status().Code(), span.Status().Message())
+	}
+	if got := eventNames(span); !slices.Equal(got, []string{"established", "close"}) {
+		t.Errorf("events %v", got)
+	}
+}
+
+func TestUnfinishedConnectionsAreNotLogged(t *testing.T) {
+	settings := testSettings()
+	var unfinished []enrich.Record
+	for _, r := range load(t, "ok_pair") {
+		if r.Event.Kind != connection.Close {
+			unfinished = append(unfinished, r)
+		}
+	}
+	batches := [][]enrich.Record{unfinished}
+	if logs, traces := newLogs(&settings, batches), newTraces(&settings, batches); logs.ResourceLogs().Len() != 0 || traces.ResourceSpans().Len() != 0 {
+		t.Errorf("%d logs and %d spans of connections that did not end", logs.LogRecordCount(), traces.SpanCount())
+	}
+}
+
+func TestNoEdgesNoMetrics(t *testing.T) {
+	settings := testSettings()
+	if metrics := newMetrics(&settings, edge.Snapshot{}, fixture.Now); metrics.ResourceMetrics().Len() != 0 {
+		t.Errorf("%d resources without an edge", metrics.ResourceMetrics().Len())
+	}
+}

@@ -1,0 +1,132 @@
+package meshreceiver
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/prometheus/otlptranslator"
+	"go.opentelemetry.io/collector/pdata/pcommon"
+	"go.opentelemetry.io/collector/pdata/pmetric"
+
+	"github.com/sidelight-mesh/sidelight/collector/internal/fixture"
+	"github.com/sidelight-mesh/sidelight/collector/meshreceiver/metadata"
+)
+
+func TestMetricsAreThoseOfTheTable(t *testing.T) {
+	table := readTable(t)
+	settings := testSettings()
+	attributes := make(map[string]map[string]int) // of each metric, how often each attribute came
+	points := make(map[string]int)
+	var order []string
+	for name, c := range allCases(t) {
+		for _, r := range newMetrics(&settings, snapshotOf(c), fixture.Now).ResourceMetrics().All() {
+			for _, got := range r.ScopeMetrics().At(0).Metrics().All() {
+				i := slices.IndexFunc(table.Metrics, func(m metadata.Metric) bool { return m.Name == got.Name() })
+				if i < 0 {
+					t.Errorf("%s: %s is not in the table", name, got.Name())
+					continue
+				}
+				want := &table.Metrics[i]
+				if attributes[want.Name] == nil {
+					attributes[want.Name] = make(map[string]int)
+					order = append(order, want.Name)
+				}
+				for _, p := range checkMetric(t, name, want, got) {
+					points[want.Name]++
+					for a, v := range p.All() {
+						attributes[want.Name][a]++
+						if known := table.MetricAttribute(a); known != nil && slices.Contains(want.Attributes, a) {
+							checkValue(t, name+": "+want.Name, known.Type, known.Enum, a, v)
+						} else {
+							t.Errorf("%s: %s has the attribute %s, which is not in the table", name, want.Name, a)
+						}
+					}
+				}
+			}
+		}
+	}
+	for _, want := range table.Metrics {
+		if !slices.Contains(order, want.Name) {
+			t.Errorf("%s is in the table and nowhere else", want.Name)
+		}
+		for _, a := range want.Attributes {
+			known, n, all := table.MetricAttribute(a), attributes[want.Name][a], points[want.Name]
+			switch known.Requirement {
+			case metadata.Always:
+				if n != all {
+					t.Errorf("%s: %s is always there in the table, and was %d times of %d", want.Name, a, n, all)
+				}
+			case metadata.Reserved:
+				if n != 0 {
+					t.Errorf("%s: %s is reserved in the table, and was there %d times", want.Name, a, n)
+				}
+			default:
+				if n == 0 || n == all {
+					t.Errorf("%s: %s is %q in the table, and was there %d times of %d", want.Name, a, known.Requirement, n, all)
+				}
+			}
+		}
+	}
+}
+
+// checkMetric checks everything but attributes, and returns those of each point.
+func checkMetric(t *testing.T, where string, want *metadata.Metric, got pmetric.Metric) []pcommon.Map {
+	t.Helper()
+	var points []pcommon.Map
+	kind, valueType, temporality := metadata.Sum, "int", pmetric.AggregationTemporalityUnspecified
+	switch got.Type() {
+	case pmetric.MetricTypeSum:
+		temporality = got.Sum().AggregationTemporality()
+		if !got.Sum().IsMonotonic() {
+			kind = metadata.UpDown
+		}
+		if got.Sum().IsMonotonic() != want.Monotonic {
+			t.Errorf("%s: %s monotonic: %v, want %v", where, want.Name, got.Sum().IsMonotonic(), want.Monotonic)
+		}
+		for _, p := range got.Sum().DataPoints().All() {
+			points = append(points, p.Attributes())
+			if p.ValueType() != pmetric.NumberDataPointValueTypeInt {
+				t.Errorf("%s: %s has a value of type %v", where, want.Name, p.ValueType())
+			}
+		}
+	case pmetric.MetricTypeHistogram:
+		kind, valueType, temporality = metadata.Histogram, "double", got.Histogram().AggregationTemporality()
+		for _, p := range got.Histogram().DataPoints().All() {
+			points = append(points, p.Attributes())
+			if !slices.Equal(p.ExplicitBounds().AsRaw(), want.Bounds) {
+				t.Errorf("%s: %s has the bounds %v, want %v", where, want.Name, p.ExplicitBounds().AsRaw(), want.Bounds)
+			}
+		}
+	default:
+		t.Errorf("%s: %s is a %v", where, want.Name, got.Type())
+	}
+	if kind != want.Kind || valueType != want.ValueType || got.Unit() != want.Unit || temporality != pmetric.AggregationTemporalityCumulative {
+		t.Errorf("%s: %s is a %v %s of %s in %q, want a cumulative %s of %s in %q", where, want.Name, temporality, kind, valueType, got.Unit(),
+			want.Kind, want.ValueType, want.Unit)
+	}
+	if len(points) == 0 {
+		t.Errorf("%s: %s has no points", where, want.Name)
+	}
+	return points
+}
+
+func TestPrometheusSpellingIsThatOfTheTable(t *testing.T) {
+	namer := otlptranslator.NewMetricNamer("", otlptranslator.UnderscoreEscapingWithSuffixes)
+	types := map[string]otlptranslator.MetricType{
+		metadata.Sum: otlptranslator.MetricTypeMonotonicCounter, metadata.UpDown: otlptranslator.MetricTypeNonMonotonicCounter,
+		metadata.Histogram: otlptranslator.MetricTypeHistogram,
+	}
+	table := readTable(t)
+	for _, m := range table.Metrics {
+		got, err := namer.Build(otlptranslator.Metric{Name: m.Name, Unit: m.Unit, Type: types[m.Kind]})
+		if err != nil || got != m.Prometheus {
+			t.Errorf("%s becomes %q (%v) on its way through OTLP, /metrics has %q", m.Name, got, err, m.Prometheus)
+		}
+	}
+	labels := otlptranslator.LabelNamer{}
+	for _, a := range table.MetricAttributes {
+		if got, err := labels.Build(a.Name); a.Label != "" && (err != nil || got != a.Label) {
+			t.Errorf("%s becomes %q (%v) on its way through OTLP, /metrics has %q", a.Name, got, err, a.Label)
+		}
+	}
+}

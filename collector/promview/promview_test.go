@@ -1,0 +1,259 @@
+package promview
+
+import (
+	"bytes"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"go.uber.org/goleak"
+
+	"github.com/sidelight-mesh/sidelight/agent/connection"
+	"github.com/sidelight-mesh/sidelight/collector/edge"
+	"github.com/sidelight-mesh/sidelight/collector/internal/fixture"
+	"github.com/sidelight-mesh/sidelight/collector/meshreceiver/metadata"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func clock() connection.Clock { return fixture.Clock }
+
+// gather scrapes a view through a registry that checks all that it gets against its description.
+func gather(t *testing.T, view *View) []*dto.MetricFamily {
+	t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	if err := registry.Register(view); err != nil {
+		t.Fatal(err)
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return families
+}
+
+// gatherCase scrapes what a case's records make.
+func gatherCase(t *testing.T, name string) []*dto.MetricFamily {
+	t.Helper()
+	input := fixture.Load(t, filepath.Join("testdata", name, "records.yaml"))
+	table := edge.NewTable(input.MaxEdges)
+	table.Consume(input.Records)
+	return gather(t, New(table.Snapshot, clock))
+}
+
+// text encodes families as a scraper that asks for the format gets them.
+func text(t *testing.T, families []*dto.MetricFamily, format expfmt.Format, options ...expfmt.EncoderOption) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	encoder := expfmt.NewEncoder(&out, format, options...)
+	for _, f := range families {
+		if err := encoder.Encode(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if closer, ok := encoder.(expfmt.Closer); ok {
+		if err := closer.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return out.Bytes()
+}
+
+func TestGolden(t *testing.T) {
+	fixture.Cases(t, "records.yaml", func(t *testing.T, dir string) {
+		families := gatherCase(t, filepath.Base(dir))
+		fixture.Golden(t, filepath.Join(dir, "expected.prom"), text(t, families, expfmt.NewFormat(expfmt.TypeTextPlain)))
+		fixture.Golden(t, filepath.Join(dir, "expected.openmetrics"),
+			text(t, families, expfmt.NewFormat(expfmt.TypeOpenMetrics), expfmt.WithCreatedLines()))
+	})
+}
+
+func TestLintIsClean(t *testing.T) {
+	for _, name := range []string{"edges", "overflow"} {
+		problems, err := promlint.NewWithMetricFamilies(gatherCase(t, name)).Lint()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range problems {
+			t.Errorf("%s: %s: %s", name, p.Metric, p.Text)
+		}
+	}
+}
+
+func TestFamiliesAreThoseOfTheTable(t *testing.T) {
+	table, err := metadata.Read("../meshreceiver/metadata.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	type family struct {
+		kind   dto.MetricType
+		help   string
+		labels []string
+	}
+	kinds := map[string]dto.MetricType{
+		metadata.Sum: dto.MetricType_COUNTER, metadata.UpDown: dto.MetricType_GAUGE, metadata.Histogram: dto.MetricType_HISTOGRAM,
+	}
+	want := make(map[string]family)
+	for _, m := range table.Metrics {
+		want[m.Prometheus] = family{kinds[m.Kind], m.Description, table.Labels(&m)}
+	}
+	for _, m := range table.PrometheusOnly {
+		want[m.Prometheus] = family{kinds[m.Kind], m.Description, m.Labels}
+	}
+	registry := prometheus.NewPedanticRegistry()
+	input := fixture.Load(t, "testdata/edges/records.yaml")
+	edges := edge.NewTable(input.MaxEdges)
+	edges.Consume(input.Records)
+	registry.MustRegister(New(edges.Snapshot, clock))
+	drops := prometheus.NewRegistry()
+	if err := RegisterDrops(drops, []Drop{{"stage", "kind", func() uint64 { return 0 }}}); err != nil {
+		t.Fatal(err)
+	}
+	families, err := prometheus.Gatherers{registry, drops}.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, got := range families {
+		name := got.GetName()
+		expected, ok := want[name]
+		if !ok {
+			t.Errorf("%s is not in the table", name)
+			continue
+		}
+		delete(want, name)
+		if got.GetType() != expected.kind || got.GetHelp() != expected.help {
+			t.Errorf("%s is a %v, %q; want a %v, %q", name, got.GetType(), got.GetHelp(), expected.kind, expected.help)
+		}
+		slices.Sort(expected.labels)
+		for _, m := range got.GetMetric() {
+			var labels []string
+			for _, l := range m.GetLabel() {
+				labels = append(labels, l.GetName())
+			}
+			if !slices.Equal(labels, expected.labels) {
+				t.Errorf("%s has the labels %v, want %v", name, labels, expected.labels)
+			}
+		}
+	}
+	for name := range want {
+		t.Errorf("%s is in the table and nowhere else", name)
+	}
+	if edgeLabels := table.Labels(&table.Metrics[0]); !slices.Equal(Labels, edgeLabels) {
+		t.Errorf("labels of edges are %v, want %v", Labels, edgeLabels)
+	}
+}
+
+func TestReservedLabelsAreEmpty(t *testing.T) {
+	table, err := metadata.Read("../meshreceiver/metadata.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range gatherCase(t, "edges") {
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				for _, a := range table.MetricAttributes {
+					if a.Label == l.GetName() && a.Requirement == metadata.Reserved && l.GetValue() != "" {
+						t.Errorf("%s: %s is %q, and the table says that it is reserved", f.GetName(), l.GetName(), l.GetValue())
+					}
+				}
+			}
+		}
+	}
+}
+
+func TestServersHaveNoMetricsOfClients(t *testing.T) {
+	clientsOnly := []string{
+		"sidelight_tcp_connection_attempts_total", "sidelight_tcp_connection_connecting", "sidelight_tcp_connect_duration_seconds",
+	}
+	for _, f := range gatherCase(t, "edges") {
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if l.GetName() == "role" && l.GetValue() == "server" && slices.Contains(clientsOnly, f.GetName()) {
+					t.Errorf("%s of a server", f.GetName())
+				}
+			}
+		}
+	}
+}
+
+func TestNothingIsCopiedWhileNobodyScrapes(t *testing.T) {
+	snapshots := 0
+	view := New(func() edge.Snapshot { snapshots++; return edge.Snapshot{} }, clock)
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(view)
+	if snapshots != 0 {
+		t.Errorf("%d snapshots before the first scrape", snapshots)
+	}
+	for range 2 {
+		if _, err := registry.Gather(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if snapshots != 2 {
+		t.Errorf("%d snapshots for 2 scrapes", snapshots)
+	}
+}
+
+func TestAnEmptyTableShowsWhatWasFolded(t *testing.T) {
+	got := string(text(t, gather(t, New(func() edge.Snapshot { return edge.Snapshot{Folded: 7} }, clock)), expfmt.NewFormat(expfmt.TypeTextPlain)))
+	if !strings.Contains(got, "\nsidelight_self_edges_folded_total 7\n") || strings.Contains(got, "sidelight_tcp_") {
+		t.Errorf("scraped:\n%s", got)
+	}
+}
+
+func TestScrapesWhileTheTableGrows(t *testing.T) {
+	input := fixture.Load(t, "testdata/edges/records.yaml")
+	table := edge.NewTable(2)
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(New(table.Snapshot, clock))
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			for range 100 {
+				table.Consume(input.Records)
+			}
+		})
+		wg.Go(func() {
+			for range 20 {
+				if _, err := registry.Gather(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestRegisterDrops(t *testing.T) {
+	registry := prometheus.NewPedanticRegistry()
+	lost := uint64(0)
+	drops := []Drop{
+		{"ring", "close", func() uint64 { return lost }},
+		{"access_log", "log", func() uint64 { return 2 * lost }},
+	}
+	if err := RegisterDrops(registry, drops); err != nil {
+		t.Fatal(err)
+	}
+	lost = 3
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `# HELP sidelight_dropped_total What was lost, by the stage that lost it.
+# TYPE sidelight_dropped_total counter
+sidelight_dropped_total{kind="close",stage="ring"} 3
+sidelight_dropped_total{kind="log",stage="access_log"} 6
+`
+	if got := string(text(t, families, expfmt.NewFormat(expfmt.TypeTextPlain))); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	if err := RegisterDrops(registry, drops[:1]); err == nil || !strings.Contains(err.Error(), "register drops of ring") {
+		t.Errorf("registering a place twice: error %v, want one that names it", err)
+	}
+}

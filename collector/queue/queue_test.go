@@ -1,0 +1,223 @@
+package queue
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"go.uber.org/goleak"
+
+	"github.com/sidelight-mesh/sidelight/agent/connection"
+	"github.com/sidelight-mesh/sidelight/agent/enrich"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// batch has records with the given cookies.
+func batch(cookies ...uint64) []enrich.Record {
+	records := make([]enrich.Record, len(cookies))
+	for i, c := range cookies {
+		records[i].Event.Key = connection.Key{Cookie: c}
+	}
+	return records
+}
+
+// numbered has n records that count up from first.
+func numbered(first, n int) []enrich.Record {
+	var cookies []uint64
+	for i := range n {
+		cookies = append(cookies, uint64(first+i))
+	}
+	return batch(cookies...)
+}
+
+func cookies(batches [][]enrich.Record) []uint64 {
+	var all []uint64
+	for _, b := range batches {
+		for i := range b {
+			all = append(all, b[i].Event.Key.Cookie)
+		}
+	}
+	return all
+}
+
+func TestABatchGoesInWholeOrNotAtAll(t *testing.T) {
+	q := New(5)
+	for _, step := range []struct {
+		batch        []enrich.Record
+		len, dropped int
+	}{
+		{batch(1, 2, 3), 3, 0},
+		{batch(4, 5, 6), 3, 3}, // two would fit
+		{batch(7), 4, 3},       // a smaller one still does
+		{batch(8), 5, 3},
+		{batch(9), 5, 4},
+	} {
+		q.Consume(step.batch)
+		if q.Len() != step.len || q.Dropped() != uint64(step.dropped) {
+			t.Fatalf("after %v: %d wait, %d dropped; want %d and %d", cookies([][]enrich.Record{step.batch}), q.Len(), q.Dropped(), step.len, step.dropped)
+		}
+	}
+	batches, ok := q.Next(t.Context())
+	if got := cookies(batches); !ok || len(batches) != 3 || !slices.Equal(got, []uint64{1, 2, 3, 7, 8}) {
+		t.Errorf("Next = %v in %d batches, %v; want 1 2 3 7 8 in three", got, len(batches), ok)
+	}
+	if q.Len() != 0 {
+		t.Errorf("%d wait after Next, want none", q.Len())
+	}
+	q.Consume(numbered(0, 5))
+	q.Consume(numbered(5, 6)) // never fits
+	if q.Len() != 5 || q.Dropped() != 4+6 {
+		t.Errorf("after Next: %d wait, %d dropped; want 5 and 10", q.Len(), q.Dropped())
+	}
+}
+
+func TestNextWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := New(10)
+		var got []uint64
+		done := make(chan bool, 1)
+		go func() {
+			batches, ok := q.Next(t.Context())
+			got = cookies(batches)
+			done <- ok
+		}()
+		synctest.Wait()
+		select {
+		case <-done:
+			t.Fatal("Next returned without a batch")
+		default:
+		}
+		q.Consume(batch(1))
+		if ok := <-done; !ok || !slices.Equal(got, []uint64{1}) {
+			t.Errorf("Next = %v, %v", got, ok)
+		}
+	})
+}
+
+func TestNextAfterCloseGivesTheRestThenFalse(t *testing.T) {
+	q := New(10)
+	q.Consume(batch(1, 2))
+	q.Close()
+	q.Close()
+	q.Consume(batch(3))
+	if q.Dropped() != 1 {
+		t.Errorf("%d dropped, want the one that came after Close", q.Dropped())
+	}
+	if batches, ok := q.Next(t.Context()); !ok || !slices.Equal(cookies(batches), []uint64{1, 2}) {
+		t.Errorf("Next = %v, %v; want 1 2", cookies(batches), ok)
+	}
+	for range 2 {
+		if batches, ok := q.Next(t.Context()); ok || batches != nil {
+			t.Errorf("Next = %v, %v; want nothing", batches, ok)
+		}
+	}
+}
+
+func TestCloseWakesEveryoneWhoWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := New(10)
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				if batches, ok := q.Next(t.Context()); ok {
+					t.Errorf("Next = %v, true; want false", batches)
+				}
+			})
+		}
+		synctest.Wait()
+		q.Close()
+		wg.Wait()
+	})
+}
+
+func TestNextEndsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	q := New(10)
+	done := make(chan bool)
+	go func() {
+		_, ok := q.Next(ctx)
+		done <- ok
+	}()
+	cancel()
+	if <-done {
+		t.Error("Next = true after its context ended")
+	}
+	q.Consume(batch(1))
+	if batches, ok := q.Next(ctx); !ok || !slices.Equal(cookies(batches), []uint64{1}) {
+		t.Errorf("Next = %v, %v; what waits comes before the end of the context", cookies(batches), ok)
+	}
+	if _, ok := q.Next(ctx); ok {
+		t.Error("Next = true with nothing to give")
+	}
+}
+
+// sleepless is a context that ends in the moment when Next goes to sleep, after a last batch came.
+type sleepless struct {
+	context.Context
+	beforeSleep func()
+}
+
+func (c sleepless) Done() <-chan struct{} {
+	c.beforeSleep()
+	return c.Context.Done()
+}
+
+func TestNothingIsLeftWhenTheContextEndsAfterConsume(t *testing.T) {
+	// Both the batch and the end wake Next, and it is woken by either at random.
+	for range 100 {
+		q := New(10)
+		ctx, cancel := context.WithCancel(t.Context())
+		batches, ok := q.Next(sleepless{ctx, func() {
+			q.Consume(batch(1))
+			cancel()
+		}})
+		if !ok || !slices.Equal(cookies(batches), []uint64{1}) {
+			t.Fatalf("Next = %v, %v, and %d left behind; want 1", cookies(batches), ok, q.Len())
+		}
+	}
+}
+
+func TestConcurrentUseLosesNothing(t *testing.T) {
+	const writers, rounds, size = 4, 500, 3
+	q := New(100)
+	var writing, reading sync.WaitGroup
+	for w := range writers {
+		writing.Go(func() {
+			for i := range rounds {
+				q.Consume(numbered((w*rounds+i)*size, size))
+				_, _ = q.Len(), q.Dropped()
+			}
+		})
+	}
+	var mu sync.Mutex
+	seen := make(map[uint64]int)
+	for range 2 {
+		reading.Go(func() {
+			for {
+				batches, ok := q.Next(t.Context())
+				if !ok {
+					return
+				}
+				mu.Lock()
+				for _, c := range cookies(batches) {
+					seen[c]++
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	writing.Wait()
+	q.Close()
+	reading.Wait()
+	for c, n := range seen {
+		if n != 1 {
+			t.Errorf("record %d came %d times", c, n)
+		}
+	}
+	if total := uint64(len(seen)) + q.Dropped(); total != writers*rounds*size {
+		t.Errorf("%d taken and %d dropped, want %d together", len(seen), q.Dropped(), writers*rounds*size)
+	}
+}
