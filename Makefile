@@ -54,7 +54,8 @@ generate-check: setup ## generated files are what their sources make
 lint: setup $(TOOLS)/golangci-lint-$(GOLANGCI) ## Go and C linters, formatting, tidy go.mod
 	$(TOOLS)/golangci-lint-$(GOLANGCI) run ./...
 	clang-format-19 --dry-run --Werror $$(git ls-files 'bpf/*.h' 'bpf/*.c')
-	go mod tidy -diff
+	@# A difference fails; a module that tests of modules of modules want and the proxy does not have does not.
+	@out=$$(go mod tidy -diff 2>&1) || { echo "$$out"; ! grep -q '^diff ' <<<"$$out"; }
 
 $(TOOLS)/golangci-lint-$(GOLANGCI):
 	mkdir -p $(TOOLS)
