@@ -11,7 +11,7 @@
 #include <linux/types.h>
 
 /* Raised by every change of a layout below. */
-#define MESH_ABI_VERSION 1
+#define MESH_ABI_VERSION 2
 
 #pragma clang diagnostic push
 #pragma clang diagnostic error "-Wpadded"
@@ -52,6 +52,16 @@ enum mesh_reason {
 	MESH_REASON_COUNT,
 };
 
+/*
+ * What user space has been told of a connection. The kernel keeps it with the socket, so that each step is counted once, by
+ * whichever event is the first to get through.
+ */
+enum mesh_told {
+	MESH_TOLD_ATTEMPT = 1,
+	MESH_TOLD_ESTABLISHED = 2,
+	MESH_TOLD_END = 4,
+};
+
 /* The process that called connect() or listen(). All zero when it is not known. */
 struct mesh_owner {
 	__u64 start_boottime_ns; /* of the thread group leader; with pid it names a process for good */
@@ -80,7 +90,7 @@ struct mesh_event {
 	__u64 cgroup_id; /* cgroup v2 of the socket, which the process cannot change after socket() */
 	struct mesh_owner owner;
 	__u32 client_isn; /* the client's initial sequence number: both ends know it, so both can name the connection alike */
-	__u32 reserved;
+	__u32 told; /* enum mesh_told, before this event */
 	__u64 event_ns;
 };
 
@@ -95,6 +105,28 @@ struct mesh_close_event {
 	__u32 sk_err; /* positive errno that the kernel left in the socket */
 };
 
+/* Whose sums a lost MESH_CLOSE goes to: the facts that an edge is made of. */
+struct mesh_lost_key {
+	__u64 cgroup_id;
+	__u8 peer_addr[16];
+	__u8 role; /* enum mesh_role */
+	__u8 reason; /* enum mesh_reason */
+	__u8 reserved[6];
+};
+
+/* What lost MESH_CLOSE events would have added to an edge. The gauges go down only: by what was told before. */
+struct mesh_lost {
+	__u64 attempts;
+	__u64 established;
+	__u64 failed;
+	__u64 closed;
+	__u64 connecting_down;
+	__u64 open_down;
+	__u64 sent_bytes;
+	__u64 received_bytes;
+	__u64 retransmits;
+};
+
 /* The kernel's side of the account, one per CPU; each field only grows. */
 struct mesh_account {
 	__u64 attempts; /* SYN about to leave */
@@ -105,6 +137,8 @@ struct mesh_account {
 	__u64 reserve_failed[MESH_KIND_COUNT]; /* no room in the ring */
 	__u64 storage_failed; /* no per-socket state: the connection is not followed */
 	__u64 untracked_closed; /* closed without state: it began before the agent did, or storage failed */
+	__u64 aggregated; /* MESH_CLOSE without room in the ring that went into `lost` */
+	__u64 totalled; /* the same where `lost` was full too: they went into `lost_totals` */
 };
 
 #pragma clang diagnostic pop
@@ -112,6 +146,8 @@ struct mesh_account {
 _Static_assert(sizeof(struct mesh_owner) == 32, "mesh_owner");
 _Static_assert(sizeof(struct mesh_event) == 128, "mesh_event");
 _Static_assert(sizeof(struct mesh_close_event) == 160, "mesh_close_event");
-_Static_assert(sizeof(struct mesh_account) == 8 * (1 + 3 + 1 + 3 + 4 + 4 + 2), "mesh_account");
+_Static_assert(sizeof(struct mesh_lost_key) == 32, "mesh_lost_key");
+_Static_assert(sizeof(struct mesh_lost) == 72, "mesh_lost");
+_Static_assert(sizeof(struct mesh_account) == 8 * (1 + 3 + 1 + 3 + 4 + 4 + 4), "mesh_account");
 
 #endif

@@ -7,7 +7,7 @@ package bpf
 
 import "github.com/cilium/ebpf"
 
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -no-global-types -target bpfel -type mesh_event -type mesh_close_event -type mesh_account -type mesh_kind -type mesh_role -type mesh_reason mesh mesh.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -no-global-types -target bpfel -type mesh_event -type mesh_close_event -type mesh_account -type mesh_lost_key -type mesh_lost -type mesh_told -type mesh_kind -type mesh_role -type mesh_reason mesh mesh.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
 
 type (
 	// Event is struct mesh_event of abi.h, as bpf2go derives it from the object's BTF; so are the next two.
@@ -16,6 +16,10 @@ type (
 	CloseEvent = meshMeshCloseEvent
 	// Account is struct mesh_account.
 	Account = meshMeshAccount
+	// LostKey is struct mesh_lost_key.
+	LostKey = meshMeshLostKey
+	// Lost is struct mesh_lost.
+	Lost = meshMeshLost
 	// Objects are the programs and maps, once loaded.
 	Objects = meshObjects
 )
@@ -39,6 +43,16 @@ const (
 	Client = uint8(meshMeshRoleMESH_CLIENT)
 	Server = uint8(meshMeshRoleMESH_SERVER)
 )
+
+// What user space was told, as in enum mesh_told.
+const (
+	ToldAttempt     = uint32(meshMeshToldMESH_TOLD_ATTEMPT)
+	ToldEstablished = uint32(meshMeshToldMESH_TOLD_ESTABLISHED)
+	ToldEnd         = uint32(meshMeshToldMESH_TOLD_END)
+)
+
+// RoleCount is the number of values in enum mesh_role.
+const RoleCount = uint8(meshMeshRoleMESH_ROLE_COUNT)
 
 // ReasonCount is the number of values in enum mesh_reason.
 const ReasonCount = uint8(meshMeshReasonMESH_REASON_COUNT)

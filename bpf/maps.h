@@ -21,7 +21,7 @@ enum mesh_phase {
 struct mesh_connection {
 	struct mesh_event event;
 	__u32 phase; /* enum mesh_phase */
-	__u32 reserved;
+	__u32 told; /* enum mesh_told; changed by atomics only */
 };
 
 /*
@@ -55,5 +55,29 @@ struct {
 	__type(key, __u32);
 	__type(value, struct mesh_account);
 } account SEC(".maps");
+
+/*
+ * Purpose: sums of connections whose MESH_CLOSE found no room in the ring. Writer: sockops. Deleter: nobody: user space takes the
+ * difference to what it read last, because a value that is deleted can still be added to by a program that holds it. Size: edges,
+ * by peer address, that lose events in the life of the agent; what comes later goes to lost_totals.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 8192);
+	__type(key, struct mesh_lost_key);
+	__type(value, struct mesh_lost);
+} lost SEC(".maps");
+
+/*
+ * Purpose: the same sums by role and reason only, for what finds no room in `lost`. Writer: sockops. Deleter: nobody.
+ * Size: one for each role and reason.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, MESH_ROLE_COUNT *MESH_REASON_COUNT);
+	__type(key, __u32);
+	__type(value, struct mesh_lost);
+} lost_totals SEC(".maps");
 
 #endif

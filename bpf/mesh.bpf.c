@@ -23,6 +23,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /* Keeps the types in BTF, so that bpf2go makes Go types of them. */
 const struct mesh_event *mesh_event_ __attribute__((unused));
 const struct mesh_close_event *mesh_close_event_ __attribute__((unused));
+const enum mesh_told *mesh_told_ __attribute__((unused));
 const enum mesh_kind *mesh_kind_ __attribute__((unused));
 const enum mesh_role *mesh_role_ __attribute__((unused));
 const enum mesh_reason *mesh_reason_ __attribute__((unused));

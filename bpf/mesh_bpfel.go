@@ -23,6 +23,8 @@ type meshMeshAccount struct {
 	ReserveFailed   [4]uint64
 	StorageFailed   uint64
 	UntrackedClosed uint64
+	Aggregated      uint64
+	Totalled        uint64
 }
 
 type meshMeshCloseEvent struct {
@@ -59,7 +61,7 @@ type meshMeshEvent struct {
 		Comm            [16]int8
 	}
 	ClientIsn uint32
-	Reserved  uint32
+	Told      uint32
 	EventNs   uint64
 }
 
@@ -72,6 +74,28 @@ const (
 	meshMeshKindMESH_CLOSE       meshMeshKind = 3
 	meshMeshKindMESH_KIND_COUNT  meshMeshKind = 4
 )
+
+type meshMeshLost struct {
+	_              structs.HostLayout
+	Attempts       uint64
+	Established    uint64
+	Failed         uint64
+	Closed         uint64
+	ConnectingDown uint64
+	OpenDown       uint64
+	SentBytes      uint64
+	ReceivedBytes  uint64
+	Retransmits    uint64
+}
+
+type meshMeshLostKey struct {
+	_        structs.HostLayout
+	CgroupId uint64
+	PeerAddr [16]uint8
+	Role     uint8
+	Reason   uint8
+	Reserved [6]uint8
+}
 
 type meshMeshReason uint32
 
@@ -101,6 +125,14 @@ const (
 	meshMeshRoleMESH_ROLE_COUNT meshMeshRole = 3
 )
 
+type meshMeshTold uint32
+
+const (
+	meshMeshToldMESH_TOLD_ATTEMPT     meshMeshTold = 1
+	meshMeshToldMESH_TOLD_ESTABLISHED meshMeshTold = 2
+	meshMeshToldMESH_TOLD_END         meshMeshTold = 4
+)
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -108,6 +140,8 @@ const (
 	meshMapAccount             = "account"
 	meshMapConnections         = "connections"
 	meshMapEvents              = "events"
+	meshMapLost                = "lost"
+	meshMapLostTotals          = "lost_totals"
 	meshProgMeshAdoptListeners = "mesh_adopt_listeners"
 	meshProgMeshConnect4       = "mesh_connect4"
 	meshProgMeshConnect6       = "mesh_connect6"
@@ -117,6 +151,7 @@ const (
 	meshVarMeshKind            = "mesh_kind_"
 	meshVarMeshReason          = "mesh_reason_"
 	meshVarMeshRole            = "mesh_role_"
+	meshVarMeshTold            = "mesh_told_"
 	meshVarWakeupBytes         = "wakeup_bytes"
 )
 
@@ -175,6 +210,8 @@ type meshMapSpecs struct {
 	Account     *ebpf.MapSpec `ebpf:"account"`
 	Connections *ebpf.MapSpec `ebpf:"connections"`
 	Events      *ebpf.MapSpec `ebpf:"events"`
+	Lost        *ebpf.MapSpec `ebpf:"lost"`
+	LostTotals  *ebpf.MapSpec `ebpf:"lost_totals"`
 }
 
 // meshVariableSpecs contains global variables before they are loaded into the kernel.
@@ -186,6 +223,7 @@ type meshVariableSpecs struct {
 	MeshKind       *ebpf.VariableSpec `ebpf:"mesh_kind_"`
 	MeshReason     *ebpf.VariableSpec `ebpf:"mesh_reason_"`
 	MeshRole       *ebpf.VariableSpec `ebpf:"mesh_role_"`
+	MeshTold       *ebpf.VariableSpec `ebpf:"mesh_told_"`
 	WakeupBytes    *ebpf.VariableSpec `ebpf:"wakeup_bytes"`
 }
 
@@ -212,6 +250,8 @@ type meshMaps struct {
 	Account     *ebpf.Map `ebpf:"account"`
 	Connections *ebpf.Map `ebpf:"connections"`
 	Events      *ebpf.Map `ebpf:"events"`
+	Lost        *ebpf.Map `ebpf:"lost"`
+	LostTotals  *ebpf.Map `ebpf:"lost_totals"`
 }
 
 func (m *meshMaps) Close() error {
@@ -219,6 +259,8 @@ func (m *meshMaps) Close() error {
 		m.Account,
 		m.Connections,
 		m.Events,
+		m.Lost,
+		m.LostTotals,
 	)
 }
 
@@ -231,6 +273,7 @@ type meshVariables struct {
 	MeshKind       *ebpf.Variable `ebpf:"mesh_kind_"`
 	MeshReason     *ebpf.Variable `ebpf:"mesh_reason_"`
 	MeshRole       *ebpf.Variable `ebpf:"mesh_role_"`
+	MeshTold       *ebpf.Variable `ebpf:"mesh_told_"`
 	WakeupBytes    *ebpf.Variable `ebpf:"wakeup_bytes"`
 }
 

@@ -13,15 +13,23 @@ type Kernel struct {
 	ReserveFailed   map[string]uint64 `json:"reserve_failed"` // by kind of event
 	StorageFailed   uint64            `json:"storage_failed"`
 	UntrackedClosed uint64            `json:"untracked_closed"`
+	// Aggregated and Totalled count lost close events whose sums the kernel kept, by edge or by role and reason only.
+	Aggregated uint64 `json:"aggregated"`
+	Totalled   uint64 `json:"totalled"`
+}
+
+// Live is how many connections are open or connecting.
+func (k *Kernel) Live() int64 {
+	client, server := connection.Client.String(), connection.Server.String()
+	return int64(k.Attempts-k.Failed-k.Closed[client]) + int64(k.Established[server]-k.Closed[server])
 }
 
 // User is user space's side.
 type User struct {
 	Received     uint64            `json:"received"`
 	DecodeFailed uint64            `json:"decode_failed"`
-	Decoded      map[string]uint64 `json:"decoded"`   // by kind of event
-	Untracked    uint64            `json:"untracked"` // events of connections over the limit
-	Followed     uint64            `json:"followed"`  // connections open or connecting now
+	Decoded      map[string]uint64 `json:"decoded"`  // by kind of event
+	Followed     uint64            `json:"followed"` // connections whose two ends the agent remembers
 }
 
 // Account is both sides at one moment at rest: after the ring was drained.
@@ -54,6 +62,8 @@ func New(before, after Kernel, user User) Account {
 		return after.Submitted[kind.String()] + after.ReserveFailed[kind.String()]
 	}
 	lack(before.Failed+before.Closed[connection.Client.String()]+before.Closed[connection.Server.String()], sent(connection.Close))
+	// A lost close is made up for by its sums, in one place or the other.
+	lack(before.ReserveFailed[connection.Close.String()], after.Aggregated+after.Totalled)
 	lack(before.Attempts, sent(connection.PreConnect)+after.StorageFailed)
 	lack(before.Established[connection.Client.String()]+before.Established[connection.Server.String()],
 		sent(connection.Established)+after.StorageFailed)

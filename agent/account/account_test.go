@@ -79,7 +79,15 @@ func TestNew(t *testing.T) {
 			"no room in the ring for closes, which is counted", func(before, after *Kernel, user *User) {
 				before.Submitted["close"], after.Submitted["close"], user.Decoded["close"] = 5, 5, 5
 				before.ReserveFailed["close"], after.ReserveFailed["close"] = 4, 4
+				after.Aggregated, after.Totalled = 3, 1
 			}, 0,
+		},
+		{
+			"a lost close without its sums", func(before, after *Kernel, user *User) {
+				before.Submitted["close"], after.Submitted["close"], user.Decoded["close"] = 5, 5, 5
+				before.ReserveFailed["close"], after.ReserveFailed["close"] = 4, 4
+				after.Aggregated = 3
+			}, 1,
 		},
 		{"a failure without an event", func(before, _ *Kernel, _ *User) { before.Failed++ }, 1},
 		{"a closed client without an event", func(before, _ *Kernel, _ *User) { before.Closed["client"]++ }, 1},

@@ -89,6 +89,7 @@ type Event struct {
 	Kind          Kind
 	Role          Role
 	Reason        Reason // of Close only
+	Told          Told   // before this event
 	Key           Key
 	ConnectNS     uint64 // the SYN was about to leave; clients only
 	EstablishedNS uint64
@@ -99,6 +100,16 @@ type Event struct {
 	Owner         Owner
 	Totals        Totals // of Close only
 }
+
+// Told says what user space had been told of a connection before an event: a set of bits, those of enum mesh_told.
+type Told uint8
+
+// The steps that are counted once.
+const (
+	ToldAttempt     Told = 1
+	ToldEstablished Told = 2
+	ToldEnd         Told = 4
+)
 
 // Totals are what crossed a socket: payload only, each byte once.
 type Totals struct {

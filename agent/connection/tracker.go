@@ -1,9 +1,12 @@
 package connection
 
-import "hash/maphash"
+import (
+	"hash/maphash"
+	"net/netip"
+)
 
-// Change is what an event adds to the sums of its edge. Every event of a connection counts each step once, however many
-// events before it were lost: a Close without its Established counts both.
+// Change is what an event adds to the sums of its edge. The kernel keeps with the socket what was told of a connection, and says so
+// in each event: every step counts once, in the first event that gets through.
 type Change struct {
 	Attempts    uint8
 	Established uint8
@@ -11,6 +14,52 @@ type Change struct {
 	Closed      uint8
 	Connecting  int8 // to the gauge
 	Open        int8 // to the gauge
+}
+
+// ChangeOf returns what an event adds.
+func ChangeOf(e *Event) Change {
+	var c Change
+	if e.Role == Client && e.Told&ToldAttempt == 0 {
+		c.Attempts = 1
+		c.Connecting++
+	}
+	if e.EstablishedNS != 0 && e.Told&ToldEstablished == 0 {
+		c.Established = 1
+		c.Open++
+		if e.Role == Client {
+			c.Connecting--
+		}
+	}
+	switch {
+	case e.Kind != Close:
+	case e.EstablishedNS != 0:
+		c.Closed = 1
+		c.Open--
+	default:
+		c.Failed = 1
+		c.Connecting--
+	}
+	return c
+}
+
+// Loss is what connections of one edge and reason added up to whose Close found no room in the kernel's ring: the sums of the
+// events that were lost, since the last Loss.
+type Loss struct {
+	// Key of the edge. All but Role and Reason are zero where there was no room for that either.
+	Role     Role
+	Reason   Reason
+	CgroupID uint64
+	Peer     netip.Addr
+
+	Attempts       uint64
+	Established    uint64
+	Failed         uint64
+	Closed         uint64
+	ConnectingDown uint64 // told as connecting before
+	OpenDown       uint64 // told as open before
+	SentBytes      uint64
+	ReceivedBytes  uint64
+	Retransmits    uint64
 }
 
 // Record is what is known of a connection at one moment.
@@ -23,33 +72,26 @@ type Record[I any] struct {
 	ClientSeen bool
 }
 
-// Stats are the tracker's own counters.
-type Stats struct {
-	Connections int // followed now
-	Untracked   uint64
-}
-
 // Tracker follows connections from their first event to their last. Methods must not be called concurrently.
 //
 // I is what the caller knows of a connection's two ends. It is asked for once, at the first event that is seen, and stays the
-// same for the connection's life, so that what one edge counted as opened is closed on the same edge.
+// same for the connection's life, so that what one edge counted as opened is closed on the same edge. Sums do not depend on the
+// tracker: see ChangeOf.
 type Tracker[I any] struct {
-	identify  func(*Event) I
-	limit     int
-	followed  map[Key]followed[I]
-	seed      maphash.Seed
-	clients   map[uint64]struct{} // hashes of wire, of the followed clients
-	untracked uint64
+	identify func(*Event) I
+	limit    int
+	followed map[Key]followed[I]
+	seed     maphash.Seed
+	clients  map[uint64]struct{} // hashes of wire, of the followed clients
 }
 
 type followed[I any] struct {
-	identity    I
-	attempted   bool
-	established bool
-	clientSeen  bool
+	identity   I
+	clientSeen bool
 }
 
-// NewTracker returns a tracker that follows at most limit connections at a time.
+// NewTracker returns a tracker that follows at most limit connections at a time. Of those over the limit the identity is asked for
+// at each event.
 func NewTracker[I any](limit int, identify func(*Event) I) *Tracker[I] {
 	return &Tracker[I]{
 		identify: identify, limit: limit, followed: make(map[Key]followed[I]),
@@ -57,63 +99,32 @@ func NewTracker[I any](limit int, identify func(*Event) I) *Tracker[I] {
 	}
 }
 
-// Stats returns the tracker's counters.
-func (t *Tracker[I]) Stats() Stats {
-	return Stats{Connections: len(t.followed), Untracked: t.untracked}
-}
+// Len returns how many connections are followed now. One whose Close was lost stays.
+func (t *Tracker[I]) Len() int { return len(t.followed) }
 
-// Observe fills record from an event and says whether there is something to tell. It keeps no reference to either.
-//
-// A connection over the limit is not followed: its first events are passed over and counted as untracked, and its Close, which
-// carries everything, counts all of it at once. Sums come out exact, the gauges lack it while it lives.
-func (t *Tracker[I]) Observe(event *Event, record *Record[I]) bool {
+// Observe fills record from an event, but for the clock. It keeps no reference to either.
+func (t *Tracker[I]) Observe(event *Event, record *Record[I]) {
 	state, found := t.followed[event.Key]
 	if !found {
-		if event.Kind != Close && len(t.followed) >= t.limit {
-			t.untracked++
-			return false
-		}
 		state.identity = t.identify(event)
-		wire := maphash.Comparable(t.seed, event.wire())
-		if event.Role == Client {
-			t.clients[wire] = struct{}{}
-		} else {
-			_, state.clientSeen = t.clients[wire]
-		}
-	}
-	var change Change
-	if event.Role == Client && !state.attempted {
-		state.attempted = true
-		change.Attempts = 1
-		change.Connecting++
-	}
-	if event.EstablishedNS != 0 && !state.established {
-		state.established = true
-		change.Established = 1
-		change.Open++
-		if event.Role == Client {
-			change.Connecting--
+		if event.Role == Server {
+			_, state.clientSeen = t.clients[maphash.Comparable(t.seed, event.wire())]
 		}
 	}
 	switch {
-	case event.Kind != Close:
-		t.followed[event.Key] = state
-	case state.established:
-		change.Closed = 1
-		change.Open--
-	default:
-		change.Failed = 1
-		change.Connecting--
-	}
-	if event.Kind == Close {
+	case event.Kind == Close && found:
 		delete(t.followed, event.Key)
 		if event.Role == Client {
 			delete(t.clients, maphash.Comparable(t.seed, event.wire()))
 		}
+	case event.Kind != Close && !found && len(t.followed) < t.limit:
+		t.followed[event.Key] = state
+		if event.Role == Client {
+			t.clients[maphash.Comparable(t.seed, event.wire())] = struct{}{}
+		}
 	}
 	record.Event = *event
-	record.Change = change
+	record.Change = ChangeOf(event)
 	record.Identity = state.identity
 	record.ClientSeen = state.clientSeen
-	return true
 }

@@ -63,6 +63,18 @@ var (
 	other    = end{Client, Key{Cookie: 4, StartNS: 1000}, netip.MustParseAddrPort("10.0.0.1:40002"), addrB, 80}
 )
 
+// tells is what user space knows once it has the event, as the kernel keeps it: bpf/lib/connection.h.
+func tells(e *Event) Told {
+	told := ToldAttempt
+	if e.Role == Server {
+		told = 0
+	}
+	if e.Kind != PreConnect {
+		told |= ToldEstablished
+	}
+	return told
+}
+
 // step is an event and what the tracker makes of it.
 type step struct {
 	event      Event
@@ -71,9 +83,6 @@ type step struct {
 }
 
 var (
-	// untold marks a step that Observe has nothing to tell of.
-	untold = Change{Attempts: 255}
-
 	attempt    = Change{Attempts: 1, Connecting: 1}
 	success    = Change{Established: 1, Connecting: -1, Open: 1}
 	accept     = Change{Established: 1, Open: 1}
@@ -92,7 +101,7 @@ func TestTracker(t *testing.T) {
 		name  string
 		limit int // 10 if not set
 		steps []step
-		want  Stats
+		want  int // followed at the end
 	}{
 		{
 			name: "client",
@@ -127,7 +136,7 @@ func TestTracker(t *testing.T) {
 		{
 			name:  "connecting",
 			steps: []step{{event: client.preConnect(), want: attempt}},
-			want:  Stats{Connections: 1},
+			want:  1,
 		},
 		{
 			name: "pre_connect lost",
@@ -154,7 +163,7 @@ func TestTracker(t *testing.T) {
 				{event: client.established(), want: success},
 				{event: client.established(), want: Change{}},
 			},
-			want: Stats{Connections: 1},
+			want: 1,
 		},
 		{
 			name: "a socket that connects again",
@@ -174,31 +183,30 @@ func TestTracker(t *testing.T) {
 				{event: client.failed(Aborted), want: failure},
 				{event: again.established(), want: success},
 			},
-			want: Stats{Connections: 1},
+			want: 1,
 		},
 		{
-			name:  "over the limit only the close is told, with everything in it",
+			name:  "over the limit it counts the same",
 			limit: 1,
 			steps: []step{
 				{event: client.preConnect(), want: attempt},
-				{event: other.preConnect(), want: untold},
-				{event: other.established(), want: untold},
-				{event: other.closed(), want: whole},
+				{event: other.preConnect(), want: attempt},
+				{event: other.established(), want: success},
+				{event: other.closed(), want: finish},
 				{event: client.established(), want: success},
 			},
-			want: Stats{Connections: 1, Untracked: 2},
+			want: 1,
 		},
 		{
 			name:  "what was over the limit is followed as soon as there is room",
 			limit: 1,
 			steps: []step{
 				{event: client.preConnect(), want: attempt},
-				{event: other.preConnect(), want: untold},
+				{event: other.preConnect(), want: attempt},
 				{event: client.failed(Timeout), want: failure},
-				{event: other.established(), want: lateStart},
+				{event: other.established(), want: success},
 				{event: other.closed(), want: finish},
 			},
-			want: Stats{Untracked: 1},
 		},
 		{
 			name: "both ends are here",
@@ -217,7 +225,7 @@ func TestTracker(t *testing.T) {
 				{event: client.preConnect(), want: attempt},
 				{event: server.closed(), want: wholeServed, clientSeen: true},
 			},
-			want: Stats{Connections: 1},
+			want: 1,
 		},
 		{
 			name: "another client of the same addresses",
@@ -226,7 +234,7 @@ func TestTracker(t *testing.T) {
 				{event: stranger.established(), want: accept},
 				{event: stranger.closed(), want: finish},
 			},
-			want: Stats{Connections: 1},
+			want: 1,
 		},
 		{
 			name: "the client is gone",
@@ -235,18 +243,18 @@ func TestTracker(t *testing.T) {
 				{event: client.failed(Aborted), want: failure},
 				{event: server.established(), want: accept},
 			},
-			want: Stats{Connections: 1},
+			want: 1,
 		},
 		{
 			name:  "the client is over the limit",
 			limit: 1,
 			steps: []step{
 				{event: other.preConnect(), want: attempt},
-				{event: client.preConnect(), want: untold},
+				{event: client.preConnect(), want: attempt},
 				{event: other.failed(Refused), want: failure},
 				{event: server.established(), want: accept},
 			},
-			want: Stats{Connections: 1, Untracked: 1},
+			want: 1,
 		},
 	}
 	for _, test := range tests {
@@ -256,22 +264,19 @@ func TestTracker(t *testing.T) {
 				limit = 10
 			}
 			tracker := NewTracker(limit, func(*Event) string { return "" })
+			told := make(map[Key]Told)
 			for i, s := range test.steps {
+				s.event.Told = told[s.event.Key]
+				told[s.event.Key] |= tells(&s.event)
 				// Observe fills a record whole, so what it held before must not show.
 				record := Record[string]{Event: Event{CgroupID: 1}, Change: Change{Closed: 9}, Identity: "old", ClientSeen: true}
-				told := tracker.Observe(&s.event, &record)
-				if told != (s.want != untold) {
-					t.Errorf("step %d: told is %v", i, told)
-				}
-				if !told {
-					continue
-				}
+				tracker.Observe(&s.event, &record)
 				if want := (Record[string]{Event: s.event, Change: s.want, ClientSeen: s.clientSeen}); record != want {
 					t.Errorf("step %d:\ngot  %+v\nwant %+v", i, record, want)
 				}
 			}
-			if got := tracker.Stats(); got != test.want {
-				t.Errorf("stats are %+v, want %+v", got, test.want)
+			if got := tracker.Len(); got != test.want {
+				t.Errorf("%d connections are followed, want %d", got, test.want)
 			}
 		})
 	}
@@ -296,9 +301,7 @@ func TestIdentityStays(t *testing.T) {
 		{again.closed(), 3},
 	} {
 		var record Record[int]
-		if !tracker.Observe(&s.event, &record) {
-			t.Fatalf("step %d: nothing to tell", i)
-		}
+		tracker.Observe(&s.event, &record)
 		if record.Identity != s.want {
 			t.Errorf("step %d: identity is %d, want %d", i, record.Identity, s.want)
 		}
@@ -308,17 +311,22 @@ func TestIdentityStays(t *testing.T) {
 	}
 }
 
-// Over the limit nothing is asked: a look-up may read files, and there may be many such events.
+// Over the limit nothing is kept, so it is asked each time.
 func TestIdentityOverLimit(t *testing.T) {
-	tracker := NewTracker(0, func(e *Event) int {
-		t.Errorf("asked who is at the ends of a %v", e.Kind)
-		return 0
+	asked := 0
+	tracker := NewTracker(0, func(*Event) int {
+		asked++
+		return asked
 	})
 	var record Record[int]
-	for _, event := range []Event{client.preConnect(), client.established(), server.established()} {
-		if tracker.Observe(&event, &record) {
-			t.Errorf("told of a %v", event.Kind)
+	for i, event := range []Event{client.preConnect(), client.established(), server.established()} {
+		tracker.Observe(&event, &record)
+		if record.Identity != i+1 {
+			t.Errorf("event %d has the identity %d", i, record.Identity)
 		}
+	}
+	if tracker.Len() != 0 || len(tracker.clients) != 0 {
+		t.Errorf("%d connections and %d clients are kept", tracker.Len(), len(tracker.clients))
 	}
 }
 

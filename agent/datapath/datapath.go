@@ -26,6 +26,7 @@ type Options struct {
 type Datapath struct {
 	objects bpf.Objects
 	links   []link.Link
+	losses  losses
 }
 
 // Load loads programs and maps. It attaches nothing. A feature that the kernel lacks is a *FeatureError.
@@ -38,7 +39,7 @@ func Load(options Options) (*Datapath, error) {
 	if err := spec.Variables[bpf.WakeupBytes].Set(options.WakeupBytes); err != nil {
 		return nil, fmt.Errorf("set %s: %w", bpf.WakeupBytes, err)
 	}
-	d := new(Datapath)
+	d := &Datapath{losses: losses{byEdge: make(map[bpf.LostKey]bpf.Lost), totals: make(map[uint32]bpf.Lost)}}
 	if err := spec.LoadAndAssign(&d.objects, nil); err != nil {
 		// The probes cost a few milliseconds and say what a verifier message cannot.
 		for _, f := range Features() {
@@ -110,6 +111,8 @@ func (d *Datapath) Account() (Account, error) {
 		sum.Failed += a.Failed
 		sum.StorageFailed += a.StorageFailed
 		sum.UntrackedClosed += a.UntrackedClosed
+		sum.Aggregated += a.Aggregated
+		sum.Totalled += a.Totalled
 		for i := range sum.Established {
 			sum.Established[i] += a.Established[i]
 			sum.Closed[i] += a.Closed[i]

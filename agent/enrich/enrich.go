@@ -2,6 +2,8 @@
 package enrich
 
 import (
+	"net/netip"
+
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 )
 
@@ -30,6 +32,21 @@ type Identity struct {
 
 // Record is a connection's record with its two ends named.
 type Record = connection.Record[Identity]
+
+// Loss is a connection.Loss with the ends of its edge named. Identity is zero where the kernel had no room for its facts.
+type Loss struct {
+	connection.Loss
+	Identity Identity
+}
+
+// NewLoss names the ends of a loss as those of an event of the same edge.
+func NewLoss(loss *connection.Loss, identify func(*connection.Event) Identity) Loss {
+	named := Loss{Loss: *loss}
+	if loss.Peer.IsValid() {
+		named.Identity = identify(&connection.Event{CgroupID: loss.CgroupID, Peer: netip.AddrPortFrom(loss.Peer, 0)})
+	}
+	return named
+}
 
 // Enricher answers who is at the ends of a connection. Not safe for concurrent use.
 type Enricher struct {

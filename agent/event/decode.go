@@ -28,6 +28,7 @@ const (
 	offOwnerPID      = 88
 	offOwnerComm     = 96
 	offClientISN     = 112
+	offTold          = 116
 	offEvent         = 120
 	offSentBytes     = 128
 	offReceivedBytes = 136
@@ -62,6 +63,7 @@ func Decode(b []byte, e *connection.Event) error {
 		Kind:          connection.Kind(kind),
 		Role:          connection.Role(role),
 		Reason:        connection.Reason(reason),
+		Told:          connection.Told(le.Uint32(b[offTold:])),
 		Key:           connection.Key{Cookie: le.Uint64(b[offCookie:]), StartNS: le.Uint64(b[offStart:])},
 		ConnectNS:     le.Uint64(b[offConnect:]),
 		EstablishedNS: le.Uint64(b[offEstablished:]),

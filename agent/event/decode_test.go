@@ -33,7 +33,7 @@ func sample(kind, role uint8) bpf.Event {
 		EstablishedNs: 0x4142434445464748, EventNs: 0x5152535455565758, CgroupId: 0x6162636465666768,
 		LocalAddr: netip.MustParseAddr("::ffff:10.1.2.3").As16(),
 		PeerAddr:  netip.MustParseAddr("::ffff:10.4.5.6").As16(),
-		ClientIsn: 0x71727374, Reserved: 0xeeeeeeee,
+		ClientIsn: 0x71727374, Told: 3,
 	}
 	e.Owner.StartBoottimeNs, e.Owner.Pid, e.Owner.Reserved = 0x8182838485868788, 0x91929394, 0xeeeeeeee
 	e.Owner.Comm = comm("curl")
@@ -46,7 +46,7 @@ func decoded(kind connection.Kind, role connection.Role) connection.Event {
 		Kind: kind, Role: role,
 		Key:       connection.Key{Cookie: 0x1112131415161718, StartNS: 0x2122232425262728},
 		ConnectNS: 0x3132333435363738, EstablishedNS: 0x4142434445464748, EventNS: 0x5152535455565758,
-		ClientISN: 0x71727374, CgroupID: 0x6162636465666768,
+		ClientISN: 0x71727374, Told: 3, CgroupID: 0x6162636465666768,
 		Local: netip.MustParseAddrPort("10.1.2.3:258"),
 		Peer:  netip.MustParseAddrPort("10.4.5.6:772"),
 		Owner: connection.Owner{StartBoottimeNS: 0x8182838485868788, PID: 0x91929394, Comm: [16]byte{'c', 'u', 'r', 'l'}},

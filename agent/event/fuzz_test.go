@@ -57,7 +57,7 @@ func convert(c *bpf.CloseEvent) connection.Event {
 	out := connection.Event{
 		Kind: connection.Kind(e.Kind), Role: connection.Role(e.Role), Reason: connection.Reason(e.Reason),
 		Key:       connection.Key{Cookie: e.Cookie, StartNS: e.StartNs},
-		ConnectNS: e.ConnectNs, EstablishedNS: e.EstablishedNs, EventNS: e.EventNs, ClientISN: e.ClientIsn,
+		ConnectNS: e.ConnectNs, EstablishedNS: e.EstablishedNs, EventNS: e.EventNs, ClientISN: e.ClientIsn, Told: connection.Told(e.Told),
 		Local:    netip.AddrPortFrom(netip.AddrFrom16(e.LocalAddr).Unmap(), e.LocalPort),
 		Peer:     netip.AddrPortFrom(netip.AddrFrom16(e.PeerAddr).Unmap(), e.PeerPort),
 		CgroupID: e.CgroupId,

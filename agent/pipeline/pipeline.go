@@ -2,6 +2,7 @@
 package pipeline
 
 import (
+	"log/slog"
 	"sync/atomic"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
@@ -14,59 +15,89 @@ type Sink interface {
 	Consume(batch []enrich.Record)
 }
 
+// LossSink takes what lost events would have added. It must not block.
+type LossSink interface {
+	ConsumeLosses(losses []enrich.Loss)
+}
+
+// Options of a pipeline.
+type Options struct {
+	// Limit is how many connections are followed at a time.
+	Limit int
+	// Clock is read once a batch.
+	Clock func() connection.Clock
+	// Identify says who is at the ends of an event's connection.
+	Identify func(*connection.Event) enrich.Identity
+	// Sinks get every record, in their order.
+	Sinks []Sink
+	// Losses returns what was lost since its last call. It is asked whenever the ring was read; nil if nothing can be lost.
+	Losses func() ([]connection.Loss, error)
+	// LossSinks get what Losses returns.
+	LossSinks []LossSink
+}
+
 // Pipeline is an event.Handler: it is called from one goroutine.
 type Pipeline struct {
-	tracker *connection.Tracker[enrich.Identity]
-	clock   func() connection.Clock
-	sinks   []Sink
-	batch   []enrich.Record
-	now     connection.Clock // of the current batch
-
+	options     Options
+	tracker     *connection.Tracker[enrich.Identity]
+	batch       []enrich.Record
+	now         connection.Clock // of the current batch
+	lossesFail  bool             // the last look failed, and the log has it
 	connections atomic.Int64
-	untracked   atomic.Uint64
 }
 
 // batchHint is the room that a new batch starts with.
 const batchHint = 64
 
-// New returns a pipeline that follows at most limit connections and gives every record to every sink, in their order. The clock
-// is read once a batch.
-func New(limit int, clock func() connection.Clock, identify func(*connection.Event) enrich.Identity, sinks ...Sink) *Pipeline {
-	return &Pipeline{tracker: connection.NewTracker(limit, identify), clock: clock, sinks: sinks}
+// New returns a pipeline.
+func New(options Options) *Pipeline {
+	return &Pipeline{options: options, tracker: connection.NewTracker(options.Limit, options.Identify)}
 }
 
 // HandleEvent adds an event's record to the current batch.
 func (p *Pipeline) HandleEvent(event *connection.Event) {
 	if p.batch == nil {
 		p.batch = make([]enrich.Record, 0, batchHint)
-		p.now = p.clock()
+		p.now = p.options.Clock()
 	}
 	n := len(p.batch)
 	p.batch = append(p.batch, enrich.Record{})
-	if !p.tracker.Observe(event, &p.batch[n]) {
-		p.batch = p.batch[:n]
-		return
-	}
+	p.tracker.Observe(event, &p.batch[n])
 	p.batch[n].Clock = p.now
 }
 
-// HandleDrained hands the batch to the sinks, which may keep it.
+// HandleDrained hands the batch to the sinks, which may keep it, and then what was lost.
 func (p *Pipeline) HandleDrained() {
-	stats := p.tracker.Stats()
-	p.connections.Store(int64(stats.Connections))
-	p.untracked.Store(stats.Untracked)
-	batch := p.batch
-	p.batch = nil // an empty one too: the next begins with a new look at the clock
-	if len(batch) == 0 {
+	p.connections.Store(int64(p.tracker.Len()))
+	if batch := p.batch; len(batch) > 0 {
+		p.batch = nil
+		for _, sink := range p.options.Sinks {
+			sink.Consume(batch)
+		}
+	}
+	if p.options.Losses != nil {
+		p.handleLosses()
+	}
+}
+
+func (p *Pipeline) handleLosses() {
+	losses, err := p.options.Losses()
+	if err != nil && !p.lossesFail {
+		// Nothing is gone: the sums stay in the kernel until a look succeeds.
+		slog.Error("read sums of lost events", "error", err)
+	}
+	p.lossesFail = err != nil
+	if len(losses) == 0 {
 		return
 	}
-	for _, sink := range p.sinks {
-		sink.Consume(batch)
+	named := make([]enrich.Loss, 0, len(losses))
+	for i := range losses {
+		named = append(named, enrich.NewLoss(&losses[i], p.options.Identify))
+	}
+	for _, sink := range p.options.LossSinks {
+		sink.ConsumeLosses(named)
 	}
 }
 
 // Connections returns how many connections are followed now. Safe for concurrent use.
 func (p *Pipeline) Connections() int64 { return p.connections.Load() }
-
-// Untracked counts events of connections over the limit. Safe for concurrent use.
-func (p *Pipeline) Untracked() uint64 { return p.untracked.Load() }

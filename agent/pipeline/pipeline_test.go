@@ -1,6 +1,8 @@
 package pipeline
 
 import (
+	"errors"
+	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
@@ -76,7 +78,6 @@ func TestBatches(t *testing.T) {
 		events          []connection.Event
 		want            [][]brief
 		wantConnections int64
-		wantUntracked   uint64
 	}{
 		{name: "nothing at all"},
 		{name: "empty drains", events: []connection.Event{drained, drained}},
@@ -97,12 +98,7 @@ func TestBatches(t *testing.T) {
 		{
 			name: "over the limit", limit: 1,
 			events: []connection.Event{event(pre, 1), event(pre, 2), event(established, 2), event(closed, 2), drained},
-			want:   [][]brief{{{pre, 1, 1}, {closed, 2, 1}}}, wantConnections: 1, wantUntracked: 2,
-		},
-		{
-			name: "a batch of nothing to tell is none, and its clock is old by the next", limit: 1,
-			events: []connection.Event{event(pre, 1), drained, event(pre, 2), drained, event(closed, 1), drained},
-			want:   [][]brief{{{pre, 1, 1}}, {{closed, 1, 3}}}, wantUntracked: 1,
+			want:   [][]brief{{{pre, 1, 1}, {pre, 2, 1}, {established, 2, 1}, {closed, 2, 1}}}, wantConnections: 1,
 		},
 		{
 			name: "counts are those of the last drain", limit: 1,
@@ -117,7 +113,7 @@ func TestBatches(t *testing.T) {
 				limit = 10
 			}
 			got := &sink{calls: new(strings.Builder)}
-			p := New(limit, ticking(), identify, got)
+			p := New(Options{Limit: limit, Clock: ticking(), Identify: identify, Sinks: []Sink{got}})
 			var one connection.Event // the reader hands on the same one over and over
 			for _, one = range test.events {
 				if one == drained {
@@ -129,8 +125,8 @@ func TestBatches(t *testing.T) {
 			if !reflect.DeepEqual(brieves(got.batches), test.want) {
 				t.Errorf("\ngot  %v\nwant %v", brieves(got.batches), test.want)
 			}
-			if p.Connections() != test.wantConnections || p.Untracked() != test.wantUntracked {
-				t.Errorf("%d connections and %d untracked, want %d and %d", p.Connections(), p.Untracked(), test.wantConnections, test.wantUntracked)
+			if p.Connections() != test.wantConnections {
+				t.Errorf("%d connections, want %d", p.Connections(), test.wantConnections)
 			}
 		})
 	}
@@ -138,7 +134,7 @@ func TestBatches(t *testing.T) {
 
 func TestRecord(t *testing.T) {
 	got := &sink{calls: new(strings.Builder)}
-	p := New(10, ticking(), identify, got)
+	p := New(Options{Limit: 10, Clock: ticking(), Identify: identify, Sinks: []Sink{got}})
 	e := event(pre, 1)
 	p.HandleEvent(&e)
 	p.HandleDrained()
@@ -154,7 +150,7 @@ func TestRecord(t *testing.T) {
 func TestSinksShareBatches(t *testing.T) {
 	var calls strings.Builder
 	a, b, c := &sink{name: "a", calls: &calls}, &sink{name: "b", calls: &calls}, &sink{name: "c", calls: &calls}
-	p := New(10, ticking(), identify, a, b, c)
+	p := New(Options{Limit: 10, Clock: ticking(), Identify: identify, Sinks: []Sink{a, b, c}})
 	// More than the room that a batch starts with, so that it has moved.
 	const events = 3*batchHint + 1
 	for range 2 {
@@ -189,11 +185,47 @@ func TestSinksShareBatches(t *testing.T) {
 }
 
 func TestNoSinks(t *testing.T) {
-	p := New(10, ticking(), identify)
+	p := New(Options{Limit: 10, Clock: ticking(), Identify: identify})
 	e := event(pre, 1)
 	p.HandleEvent(&e)
 	p.HandleDrained()
 	if p.Connections() != 1 {
 		t.Errorf("%d connections, want 1", p.Connections())
+	}
+}
+
+// lossSink keeps what it gets.
+type lossSink struct{ losses [][]enrich.Loss }
+
+func (s *lossSink) ConsumeLosses(losses []enrich.Loss) { s.losses = append(s.losses, losses) }
+
+func TestLosses(t *testing.T) {
+	byEdge := connection.Loss{Role: connection.Client, Reason: connection.Refused, CgroupID: 7, Peer: netip.MustParseAddr("10.0.0.1"), Failed: 3}
+	total := connection.Loss{Role: connection.Server, Closed: 4}
+	answers := []struct {
+		losses []connection.Loss
+		err    error
+	}{{}, {losses: []connection.Loss{byEdge, total}}, {err: errors.New("no")}, {}}
+	got := &lossSink{}
+	p := New(Options{
+		Limit: 10, Clock: ticking(), LossSinks: []LossSink{got},
+		Identify: func(e *connection.Event) enrich.Identity {
+			if e.CgroupID != 7 || e.Peer.Addr() != byEdge.Peer {
+				t.Errorf("asked for %+v", e)
+			}
+			return identify(e)
+		},
+		Losses: func() ([]connection.Loss, error) {
+			answer := answers[0]
+			answers = answers[1:]
+			return answer.losses, answer.err
+		},
+	})
+	for range 4 {
+		p.HandleDrained()
+	}
+	want := [][]enrich.Loss{{{Loss: byEdge, Identity: enrich.Identity{Local: local, Peer: peer}}, {Loss: total}}}
+	if !reflect.DeepEqual(got.losses, want) {
+		t.Errorf("\ngot  %+v\nwant %+v", got.losses, want)
 	}
 }

@@ -6,6 +6,7 @@
 #include "account.h"
 #include "address.h"
 #include "emit.h"
+#include "lost.h"
 #include "owner.h"
 #include "reason.h"
 
@@ -91,7 +92,7 @@ static __always_inline void connection_connect(struct bpf_sock_ops *ctx)
 	conn->phase = MESH_CONNECTING;
 	/* From here on, not from the handshake on: a connect that fails must show too. */
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
-	emit_event(&conn->event, MESH_PRE_CONNECT, now);
+	emit_event(conn, MESH_PRE_CONNECT, MESH_TOLD_ATTEMPT, now);
 }
 
 /* BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB. Without state the connect was before our time: left for the sweep to adopt. */
@@ -108,7 +109,7 @@ static __always_inline void connection_active(struct bpf_sock_ops *ctx)
 	conn->event.established_ns = bpf_ktime_get_ns();
 	conn->phase = MESH_OPEN;
 	account_add(established[MESH_CLIENT]);
-	emit_event(&conn->event, MESH_ESTABLISHED, conn->event.established_ns);
+	emit_event(conn, MESH_ESTABLISHED, MESH_TOLD_ATTEMPT | MESH_TOLD_ESTABLISHED, conn->event.established_ns);
 }
 
 /* BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB: an accepted socket; with simultaneous open also one that connects. */
@@ -139,7 +140,7 @@ static __always_inline void connection_passive(struct bpf_sock_ops *ctx)
 	conn->phase = MESH_OPEN;
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 	account_add(established[MESH_SERVER]);
-	emit_event(&conn->event, MESH_ESTABLISHED, now);
+	emit_event(conn, MESH_ESTABLISHED, MESH_TOLD_ESTABLISHED, now);
 }
 
 /* BPF_SOCK_OPS_TCP_LISTEN_CB, in the context of listen(): whose sockets the accepted ones will be. */
@@ -167,7 +168,8 @@ static __always_inline void connection_close(struct bpf_sock_ops *ctx)
 	unsigned long sk_flags;
 	bool established;
 	__u8 old_state = ctx->args[0], reason;
-	__u32 err;
+	__u64 sent_bytes, received_bytes;
+	__u32 err, told;
 
 	if (!sk)
 		return;
@@ -194,18 +196,24 @@ static __always_inline void connection_close(struct bpf_sock_ops *ctx)
 	err = tp->inet_conn.icsk_inet.sk.sk_err;
 	sk_flags = tp->inet_conn.icsk_inet.sk.__sk_common.skc_flags;
 	reason = reason_of_close(established, old_state, err, sk_flags);
+	/* bytes_acked would count SYN and FIN; what was sent twice was one byte of the application's. */
+	sent_bytes = tp->bytes_sent - tp->bytes_retrans;
+	/* rcv_nxt, and bytes_received with it, steps over the peer's FIN; only tcp_fin() sets SOCK_DONE, right after that step. */
+	received_bytes = tp->bytes_received - !!(sk_flags & 1UL << SOCK_DONE);
+	told = __sync_fetch_and_or(&conn->told, MESH_TOLD_ATTEMPT | MESH_TOLD_ESTABLISHED | MESH_TOLD_END);
 	out = emit_reserve(sizeof(*out), MESH_CLOSE);
-	if (!out)
+	if (!out) {
+		lost_add(&conn->event, reason, told, sent_bytes, received_bytes, tp->total_retrans);
 		return;
+	}
 	out->event = conn->event;
 	out->event.kind = MESH_CLOSE;
 	out->event.reason = reason;
 	out->event.old_state = old_state;
+	out->event.told = told;
 	out->event.event_ns = bpf_ktime_get_ns();
-	/* bytes_acked would count SYN and FIN; what was sent twice was one byte of the application's. */
-	out->sent_bytes = tp->bytes_sent - tp->bytes_retrans;
-	/* rcv_nxt, and bytes_received with it, steps over the peer's FIN; only tcp_fin() sets SOCK_DONE, right after that step. */
-	out->received_bytes = tp->bytes_received - !!(sk_flags & 1UL << SOCK_DONE);
+	out->sent_bytes = sent_bytes;
+	out->received_bytes = received_bytes;
 	out->retransmits = tp->total_retrans;
 	out->srtt_us = tp->srtt_us >> 3;
 	out->min_rtt_us = tp->rtt_min.s[0].v;

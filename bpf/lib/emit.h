@@ -27,13 +27,15 @@ static __always_inline __u64 emit_flags(void)
 		room_;                                               \
 	})
 
-static __always_inline void emit_event(const struct mesh_event *event, __u8 kind, __u64 now)
+/* tells: enum mesh_told, what user space knows once it has this event. A lost one leaves it to the next to tell. */
+static __always_inline void emit_event(struct mesh_connection *conn, __u8 kind, __u32 tells, __u64 now)
 {
 	struct mesh_event *out = emit_reserve(sizeof(*out), kind);
 
 	if (!out)
 		return;
-	*out = *event;
+	*out = conn->event;
+	out->told = __sync_fetch_and_or(&conn->told, tells);
 	out->kind = kind;
 	out->event_ns = now;
 	bpf_ringbuf_submit(out, emit_flags());

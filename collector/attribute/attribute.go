@@ -4,6 +4,7 @@ package attribute
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
@@ -37,7 +38,7 @@ func (b Boot) UID(key connection.Key) string {
 func Connection(r *enrich.Record, to Sink) {
 	e := &r.Event
 	to.String("network.transport", "tcp")
-	to.String("network.type", NetworkType(e))
+	to.String("network.type", NetworkType(e.Peer.Addr()))
 	to.String("network.local.address", e.Local.Addr().String())
 	to.Int("network.local.port", int64(e.Local.Port()))
 	to.String("network.peer.address", e.Peer.Addr().String())
@@ -89,8 +90,8 @@ func Connection(r *enrich.Record, to Sink) {
 }
 
 // NetworkType is what the packets are, whatever the family of the socket.
-func NetworkType(e *connection.Event) string {
-	if e.Peer.Addr().Is4() {
+func NetworkType(peer netip.Addr) string {
+	if peer.Is4() {
 		return "ipv4"
 	}
 	return "ipv6"

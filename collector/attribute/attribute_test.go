@@ -29,7 +29,7 @@ func TestUIDNamesBootSocketAndStart(t *testing.T) {
 
 func TestNetworkTypeIsOfThePackets(t *testing.T) {
 	for addr, want := range map[string]string{"192.0.2.1:1": "ipv4", "[2001:db8::1]:1": "ipv6", "[::1]:1": "ipv6"} {
-		if got := NetworkType(&connection.Event{Peer: netip.MustParseAddrPort(addr)}); got != want {
+		if got := NetworkType(netip.MustParseAddrPort(addr).Addr()); got != want {
 			t.Errorf("%s: %q, want %q", addr, got, want)
 		}
 	}

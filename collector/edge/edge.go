@@ -3,7 +3,9 @@
 package edge
 
 import (
+	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
@@ -30,14 +32,22 @@ func (k Key) IsOverflow() bool {
 
 // KeyOf returns the edge of a record.
 func KeyOf(r *enrich.Record) Key {
+	return keyOf(r.Event.Role, r.Identity, r.Event.Peer.Addr())
+}
+
+func keyOf(role connection.Role, id enrich.Identity, peer netip.Addr) Key {
 	return Key{
-		Role:           r.Event.Role,
-		LocalWorkload:  r.Identity.Local.Name,
-		LocalNamespace: r.Identity.Local.Namespace,
-		PeerWorkload:   r.Identity.Peer.Name,
-		PeerNamespace:  r.Identity.Peer.Namespace,
-		NetworkType:    attribute.NetworkType(&r.Event),
+		Role:           role,
+		LocalWorkload:  id.Local.Name,
+		LocalNamespace: id.Local.Namespace,
+		PeerWorkload:   id.Peer.Name,
+		PeerNamespace:  id.Peer.Namespace,
+		NetworkType:    attribute.NetworkType(peer),
 	}
+}
+
+func overflowOf(role connection.Role) Key {
+	return Key{Role: role, LocalWorkload: Overflow, PeerWorkload: Overflow}
 }
 
 // Sums are what is known of one edge since the table was made. Counters only grow.
@@ -73,6 +83,8 @@ type Table struct {
 	limit  int
 	edges  map[Key]*Sums
 	folded uint64
+	// overflows is how many of the edges are overflow edges, which do not count towards the limit.
+	overflows int
 }
 
 // NewTable returns a table of at most limit edges beside the overflow edges, one for each role.
@@ -86,23 +98,41 @@ func (t *Table) Consume(batch []enrich.Record) {
 	defer t.mu.Unlock()
 	for i := range batch {
 		r := &batch[i]
-		t.sums(KeyOf(r), r).add(r)
+		t.sums(KeyOf(r), r.Clock.WallNS(r.Event.EventNS)).add(r)
 	}
 }
 
-func (t *Table) sums(key Key, r *enrich.Record) *Sums {
+// ConsumeLosses adds what lost events would have: sums, but no observation of a histogram. What the kernel had no room to keep by
+// edge goes to the overflow edge of its role.
+func (t *Table) ConsumeLosses(losses []enrich.Loss) {
+	now := time.Now().UnixNano()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range losses {
+		l := &losses[i]
+		key := overflowOf(l.Role)
+		if l.Identity.Local != nil {
+			key = keyOf(l.Role, l.Identity, l.Peer)
+		}
+		t.sums(key, now).addLoss(&l.Loss)
+	}
+}
+
+func (t *Table) sums(key Key, sinceUnixNS int64) *Sums {
 	if sums := t.edges[key]; sums != nil {
 		return sums
 	}
-	if len(t.edges) >= t.limit {
+	if overflow := overflowOf(key.Role); len(t.edges)-t.overflows >= t.limit && key != overflow {
 		t.folded++
-		overflow := Key{Role: key.Role, LocalWorkload: Overflow, PeerWorkload: Overflow}
 		if sums := t.edges[overflow]; sums != nil {
 			return sums
 		}
 		key = overflow
 	}
-	sums := newSums(r.Clock.WallNS(r.Event.EventNS))
+	if key.IsOverflow() {
+		t.overflows++
+	}
+	sums := newSums(sinceUnixNS)
 	t.edges[key] = sums
 	return sums
 }
@@ -114,6 +144,18 @@ func newSums(sinceUnixNS int64) *Sums {
 		ConnectionDuration: NewHistogram(DurationBounds),
 		RTT:                NewHistogram(LatencyBounds),
 	}
+}
+
+func (s *Sums) addLoss(l *connection.Loss) {
+	s.Attempts += l.Attempts
+	s.Established += l.Established
+	s.Failures[l.Reason] += l.Failed
+	s.Closed[l.Reason] += l.Closed
+	s.Connecting -= int64(l.ConnectingDown)
+	s.Open -= int64(l.OpenDown)
+	s.SentBytes += l.SentBytes
+	s.ReceivedBytes += l.ReceivedBytes
+	s.Retransmits += l.Retransmits
 }
 
 const second = 1e9

@@ -10,6 +10,7 @@ import (
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
+	"github.com/sidelight-mesh/sidelight/collector/internal/fixture"
 )
 
 var (
@@ -33,6 +34,7 @@ type life struct {
 func records(lives ...life) []enrich.Record {
 	var batch []enrich.Record
 	var current *life
+	kernel := make(fixture.Kernel)
 	tracker := connection.NewTracker(1<<20, func(*connection.Event) enrich.Identity {
 		return enrich.Identity{
 			Local: &enrich.Workload{Name: current.local, Namespace: "a"}, Peer: &enrich.Workload{Name: current.peer, Namespace: "b"},
@@ -48,11 +50,10 @@ func records(lives ...life) []enrich.Record {
 			e.Peer = v4
 		}
 		observe := func() {
-			r := enrich.Record{}
-			if tracker.Observe(&e, &r) {
-				r.Clock = connection.Clock{OffsetNS: 1000}
-				batch = append(batch, r)
-			}
+			kernel.Tell(&e)
+			r := enrich.Record{Clock: connection.Clock{OffsetNS: 1000}}
+			tracker.Observe(&e, &r)
+			batch = append(batch, r)
 		}
 		if current.role == connection.Client {
 			e.ConnectNS = current.start
@@ -218,6 +219,55 @@ func TestOverflowKeepsSumsExact(t *testing.T) {
 	}
 }
 
+func TestLossesAddTheSumsOfTheEventsThatWereLost(t *testing.T) {
+	// Two connections of one edge: the Close of either is lost; of the second one everything before it, too.
+	lives := []life{
+		{role: connection.Client, local: "shop", peer: "db", start: 1e9, connect: 1e6, finish: 2e6, totals: connection.Totals{SentBytes: 10, ReceivedBytes: 20, Retransmits: 1}},
+		{role: connection.Client, local: "shop", peer: "db", start: 2e9, connect: 1e6, finish: 2e6, totals: connection.Totals{SentBytes: 3, ReceivedBytes: 4, Retransmits: 5}},
+	}
+	batch := records(lives...)
+	complete, lossy := NewTable(10), NewTable(10)
+	complete.Consume(batch)
+	lossy.Consume(batch[:2])
+	identity := batch[0].Identity
+	lossy.ConsumeLosses([]enrich.Loss{{
+		Loss: connection.Loss{
+			Role: connection.Client, Peer: v4.Addr(), Attempts: 1, Established: 1, Closed: 2, OpenDown: 1, SentBytes: 13, ReceivedBytes: 24, Retransmits: 6,
+		},
+		Identity: identity,
+	}})
+	key := KeyOf(&batch[0])
+	got, want := numbersOf(byKey(lossy.Snapshot())[key]), numbersOf(byKey(complete.Snapshot())[key])
+	// What was lost cannot be observed: histograms have what came.
+	want.ConnectDurations, want.ConnectSeconds = 1, 0.001
+	want.ConnectionDurations, want.ConnectionSeconds = 0, 0
+	if got != want || len(lossy.Snapshot().Edges) != 1 {
+		t.Errorf("in %d edges\n got %+v\nwant %+v", len(lossy.Snapshot().Edges), got, want)
+	}
+}
+
+func TestLossesWithoutAnEdgeGoToTheOverflowEdgeOfTheirRole(t *testing.T) {
+	table := NewTable(10)
+	table.ConsumeLosses([]enrich.Loss{
+		{Loss: connection.Loss{Role: connection.Client, Reason: connection.Timeout, Attempts: 4, Failed: 5, ConnectingDown: 1}},
+		{Loss: connection.Loss{Role: connection.Server, Established: 2, Closed: 2, SentBytes: 9}},
+	})
+	edges := byKey(table.Snapshot())
+	client, server := edges[Key{Role: connection.Client, LocalWorkload: Overflow, PeerWorkload: Overflow}], edges[Key{Role: connection.Server, LocalWorkload: Overflow, PeerWorkload: Overflow}]
+	if client == nil || server == nil || len(edges) != 2 {
+		t.Fatalf("edges %v, want the two overflow edges", edges)
+	}
+	if client.SinceUnixNS == 0 || client.Failures[connection.Timeout] != 5 || client.Attempts != 4 || client.Connecting != -1 {
+		t.Errorf("client %+v", numbersOf(client))
+	}
+	if server.Closed[connection.OK] != 2 || server.Established != 2 || server.SentBytes != 9 {
+		t.Errorf("server %+v", numbersOf(server))
+	}
+	if folded := table.Snapshot().Folded; folded != 0 {
+		t.Errorf("%d folded, and the table has room", folded)
+	}
+}
+
 // sumOf adds up all edges of a role: whatever the table's limit, the same.
 func sumOf(s Snapshot, role connection.Role) numbers {
 	var sum numbers
@@ -250,31 +300,29 @@ func TestOnlyTheOverflowEdgeIsTheOverflowEdge(t *testing.T) {
 }
 
 func TestSnapshotIsADeepCopy(t *testing.T) {
-	table := NewTable(10)
 	batch := records(life{role: connection.Client, local: "a", peer: "b", start: 1e9, connect: 1e6, finish: 2e6, totals: connection.Totals{RTTUS: 100}})
-	table.Consume(batch)
-	kept, again := table.Snapshot(), table.Snapshot()
-	table.Consume(batch)
-	if !reflect.DeepEqual(kept, again) {
-		t.Errorf("a snapshot changed with its table: %+v", kept)
+	made := func() *Table {
+		table := NewTable(10)
+		table.Consume(batch)
+		return table
 	}
+	table := made()
+	kept := table.Snapshot()
+	table.Consume(batch)
+	if want := made().Snapshot(); !reflect.DeepEqual(kept, want) {
+		t.Errorf("a snapshot changed with its table:\n got %+v\nwant %+v", kept, want)
+	}
+	table = made()
 	spoiled := table.Snapshot()
-	want := table.Snapshot()
 	for i := range spoiled.Edges {
 		s := &spoiled.Edges[i].Sums
 		s.Attempts = 99
-		for _, h := range []*Histogram{&s.ConnectDuration, &s.ConnectionDuration, &s.RTT} {
-			h.Exemplars[0].Value = 99
-			for i := range h.Classic {
-				h.Classic[i] = 99
-			}
-			for i := range h.Exponential {
-				h.Exponential[i] = 99
-			}
-		}
+		spoil(&s.ConnectDuration)
+		spoil(&s.ConnectionDuration)
+		spoil(&s.RTT)
 	}
-	if got := table.Snapshot(); !reflect.DeepEqual(got, want) {
-		t.Errorf("the table changed with a snapshot: %+v", got)
+	if got, want := table.Snapshot(), made().Snapshot(); !reflect.DeepEqual(got, want) {
+		t.Errorf("the table changed with a snapshot:\n got %+v\nwant %+v", got, want)
 	}
 }
 

@@ -155,6 +155,54 @@ func TestNothingIsLostAtShutdown(t *testing.T) {
 	}
 }
 
+func TestFlushWaitsForWhatTheBackendTakes(t *testing.T) {
+	const n = 2000
+	b, address := startBackend(t, "grpc")
+	s := newSource()
+	c := toBackend(t, s, config.OTLP{Endpoint: "http://" + address, Protocol: config.ProtocolGRPC}, t.TempDir())
+	handedOn := make(chan struct{})
+	c.options.Mesh.OnEnd = func() { close(handedOn) }
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	uids, spans := s.give(n)
+	s.Close()
+	<-handedOn
+	if queued := c.Flush(fixture.Deadline); queued != 0 {
+		t.Errorf("%d still queued, and the backend takes all", queued)
+	}
+	if !maps.Equal(b.uids(), uids) || !maps.Equal(b.spans(), spans) || b.attempts() != n {
+		t.Errorf("%d log records, %d spans, %d attempts after Flush; want %d each", len(b.uids()), len(b.spans()), b.attempts(), n)
+	}
+	shutdown(t, c)
+}
+
+func TestFlushGivesUpOnABackendThatIsDown(t *testing.T) {
+	const n, patience = 300, 50 * time.Millisecond
+	s := newSource()
+	o := config.OTLP{Logs: config.Signal{Endpoint: "http://" + freeAddress(t), Protocol: config.ProtocolGRPC}}
+	c := toBackend(t, s, o, t.TempDir())
+	handedOn := make(chan struct{})
+	c.options.Mesh.OnEnd = func() { close(handedOn) }
+	if got := c.Flush(fixture.Deadline); got != 0 {
+		t.Errorf("%d queued before the start", got)
+	}
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.give(n)
+	s.Close()
+	<-handedOn
+	began := time.Now()
+	if queued := c.Flush(patience); queued != n {
+		t.Errorf("%d queued, want %d", queued, n)
+	}
+	if waited := time.Since(began); waited < patience {
+		t.Errorf("gave up after %v, want at least %v", waited, patience)
+	}
+	shutdown(t, c)
+}
+
 func TestDataWaitsOnDiskForABackendThatIsDown(t *testing.T) {
 	const n = 300
 	address, state := freeAddress(t), t.TempDir()

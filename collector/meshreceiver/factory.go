@@ -32,6 +32,8 @@ type Settings struct {
 	Clock    func() connection.Clock // dates exemplars
 	Boot     attribute.Boot
 	HostName string
+	// OnStart is called, if set, when the collector starts the receiver: not every configuration has it in a pipeline.
+	OnStart func()
 	// OnEnd is called, if set, when the source has ended and everything of it was handed on, the last metrics too. It is not
 	// called when the collector stops the receiver before that.
 	OnEnd func()

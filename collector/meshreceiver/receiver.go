@@ -55,6 +55,9 @@ func (r *meshReceiver) Start(context.Context, component.Host) error {
 		return errNoSource
 	}
 	r.start.Do(func() {
+		if r.settings.OnStart != nil {
+			r.settings.OnStart()
+		}
 		var ctx context.Context
 		ctx, r.cancel = context.WithCancel(context.Background())
 		ended := make(chan struct{})
@@ -93,7 +96,7 @@ func (r *meshReceiver) runRecords(ctx context.Context) {
 	}
 }
 
-// consume gives each signal what the batches hold. A signal that is refused does not hold up the other.
+// consume gives each signal what the batches hold, and returns when both have taken it or given up.
 func (r *meshReceiver) consume(batches [][]enrich.Record) {
 	var wg sync.WaitGroup
 	if r.nextLogs != nil {

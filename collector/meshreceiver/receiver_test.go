@@ -249,6 +249,54 @@ func attempts(metrics pmetric.Metrics) int64 {
 	return first.Sum().DataPoints().At(0).IntValue()
 }
 
+func TestOnEndComesAfterEverythingWasHandedOn(t *testing.T) {
+	for name, without := range map[string]bool{"all signals": false, "logs only": true} {
+		s := newSource()
+		var metrics consumertest.MetricsSink
+		var logs consumertest.LogsSink
+		to := consumers{metrics: &metrics, logs: &logs}
+		if without {
+			to.metrics = nil
+		}
+		ended := make(chan struct{})
+		settings := testSettings()
+		settings.Source = s
+		settings.OnEnd = func() { close(ended) } // a second call would panic
+		components := create(t, NewFactory(With(settings)), component.NewID(Type), to)
+		start(t, components)
+		s.give(0, 7)
+		select {
+		case <-ended:
+			t.Errorf("%s: OnEnd before the source ended", name)
+		default:
+		}
+		s.Close()
+		<-ended
+		if got := collectedLogs(logs.AllLogs()); !slices.Equal(got, uids(7)) {
+			t.Errorf("%s: %d log records at OnEnd, want 7", name, len(got))
+		}
+		if all := metrics.AllMetrics(); !without && (len(all) != 1 || attempts(all[0]) != 7) {
+			t.Errorf("%s: %d reports at OnEnd, want the last one, with 7 attempts", name, len(all))
+		}
+		shutdown(t, components)
+		if reports := len(metrics.AllMetrics()); !without && reports != 1 {
+			t.Errorf("%s: %d reports after Shutdown, want none beside the last one", name, reports)
+		}
+	}
+}
+
+func TestOnEndDoesNotComeWhenTheReceiverIsStopped(t *testing.T) {
+	s := newSource()
+	settings := testSettings()
+	settings.Source = s
+	settings.OnEnd = func() { t.Error("OnEnd, and the source has not ended") }
+	components := create(t, NewFactory(With(settings)), component.NewID(Type), consumers{logs: consumertest.NewNop()})
+	start(t, components)
+	s.give(0, 7)
+	shutdown(t, components)
+	s.Close()
+}
+
 func TestMetricsAreReportedAtTheInterval(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSource()

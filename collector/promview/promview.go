@@ -3,7 +3,6 @@ package promview
 
 import (
 	"encoding/hex"
-	"fmt"
 	"math"
 	"slices"
 	"time"
@@ -212,22 +211,5 @@ func exemplarProto(x edge.Exemplar, clock connection.Clock) *dto.Exemplar {
 	}
 }
 
-// Drop is one place where something can be lost.
-type Drop struct {
-	Stage, Kind string
-	Count       func() uint64
-}
-
-// RegisterDrops registers sidelight_dropped_total over the given places.
-func RegisterDrops(registry *prometheus.Registry, drops []Drop) error {
-	for _, d := range drops {
-		if err := registry.Register(prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name:        "sidelight_dropped_total",
-			Help:        "What was lost, by the stage that lost it.",
-			ConstLabels: prometheus.Labels{"stage": d.Stage, "kind": d.Kind},
-		}, func() float64 { return float64(d.Count()) })); err != nil {
-			return fmt.Errorf("register drops of %s: %w", d.Stage, err)
-		}
-	}
-	return nil
-}
+// Dropped is the metric of everything that can be lost anywhere, for whoever knows the counts.
+var Dropped = prometheus.NewDesc("sidelight_dropped_total", "What was lost, by the stage that lost it.", []string{"stage", "kind"}, nil)

@@ -112,9 +112,7 @@ func TestFamiliesAreThoseOfTheTable(t *testing.T) {
 	edges.Consume(input.Records)
 	registry.MustRegister(New(edges.Snapshot, clock))
 	drops := prometheus.NewRegistry()
-	if err := RegisterDrops(drops, []Drop{{"stage", "kind", func() uint64 { return 0 }}}); err != nil {
-		t.Fatal(err)
-	}
+	drops.MustRegister(drop{})
 	families, err := prometheus.Gatherers{registry, drops}.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -230,30 +228,11 @@ func TestScrapesWhileTheTableGrows(t *testing.T) {
 	wg.Wait()
 }
 
-func TestRegisterDrops(t *testing.T) {
-	registry := prometheus.NewPedanticRegistry()
-	lost := uint64(0)
-	drops := []Drop{
-		{"ring", "close", func() uint64 { return lost }},
-		{"access_log", "log", func() uint64 { return 2 * lost }},
-	}
-	if err := RegisterDrops(registry, drops); err != nil {
-		t.Fatal(err)
-	}
-	lost = 3
-	families, err := registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := `# HELP sidelight_dropped_total What was lost, by the stage that lost it.
-# TYPE sidelight_dropped_total counter
-sidelight_dropped_total{kind="close",stage="ring"} 3
-sidelight_dropped_total{kind="log",stage="access_log"} 6
-`
-	if got := string(text(t, families, expfmt.NewFormat(expfmt.TypeTextPlain))); got != want {
-		t.Errorf("got\n%s\nwant\n%s", got, want)
-	}
-	if err := RegisterDrops(registry, drops[:1]); err == nil || !strings.Contains(err.Error(), "register drops of ring") {
-		t.Errorf("registering a place twice: error %v, want one that names it", err)
-	}
+// drop is a sample of what is lost.
+type drop struct{}
+
+func (drop) Describe(ch chan<- *prometheus.Desc) { ch <- Dropped }
+
+func (drop) Collect(ch chan<- prometheus.Metric) {
+	ch <- prometheus.MustNewConstMetric(Dropped, prometheus.CounterValue, 0, "stage", "kind")
 }

@@ -224,7 +224,7 @@ func (d *demoRun) settle() (account.Account, error) {
 		if err != nil {
 			return a, fmt.Errorf("wait for the last connection: %w", err)
 		}
-		if a.User.Followed == 0 && d.node.log.Lines() >= a.User.Decoded["close"] {
+		if a.Kernel.Live() == 0 && d.node.log.Lines() >= a.User.Decoded["close"] {
 			return a, nil
 		}
 		time.Sleep(10 * time.Millisecond)

@@ -46,8 +46,9 @@ var (
 	descKernel      = selfDesc("sidelight_self_kernel_connections_total", "The kernel's own count.", "role", "step")
 	descSubmitted   = selfDesc("sidelight_self_events_submitted_total", "Events that the kernel put into the ring.", "kind")
 	descDecoded     = selfDesc("sidelight_self_events_decoded_total", "Events that were read from the ring and decoded.", "kind")
-	descFollowed    = selfDesc("sidelight_self_connections_followed", "Connections that are open or connecting and followed now.")
+	descFollowed    = selfDesc("sidelight_self_connections_followed", "Connections that are open or connecting now, by the kernel's count.")
 	descUntracked   = selfDesc("sidelight_self_untracked_closed_total", "Closed sockets that the kernel programs had not seen open.")
+	descAggregated  = selfDesc("sidelight_self_aggregated_closes_total", "Close events that found no room in the ring and whose sums the kernel kept: by edge, or by role and reason only.", "by")
 	descLines       = selfDesc("sidelight_self_access_log_lines_total", "Lines written to the access log.")
 	descExported    = selfDesc("sidelight_self_exported_total", "What OTLP backends took: log records, spans, data points.", "signal")
 	descQueued      = selfDesc("sidelight_self_export_queue", "What waits for OTLP backends.", "signal")
@@ -55,7 +56,6 @@ var (
 	descPending     = selfDesc("sidelight_bpf_ring_pending_bytes", "What waits in the event ring to be read.")
 	descRuns        = selfDesc("sidelight_bpf_program_runs_total", "Runs of a program, counted while kernel.bpf_stats_enabled is set.", "program")
 	descRunTime     = selfDesc("sidelight_bpf_program_seconds_total", "Time in a program, measured while kernel.bpf_stats_enabled is set.", "program")
-	descDropped     = selfDesc("sidelight_dropped_total", "What was lost, by the stage that lost it.", "stage", "kind")
 )
 
 // selfMetrics shows the node's own state, read at the scrape.
@@ -64,8 +64,8 @@ type selfMetrics struct{ node *node }
 // Describe implements prometheus.Collector.
 func (*selfMetrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descBuild, descUnaccounted, descKernel, descSubmitted, descDecoded, descFollowed, descUntracked, descLines, descExported,
-		descQueued, descDropped, descRing, descPending, descRuns, descRunTime,
+		descBuild, descUnaccounted, descKernel, descSubmitted, descDecoded, descFollowed, descUntracked, descAggregated, descLines, descExported,
+		descQueued, promview.Dropped, descRing, descPending, descRuns, descRunTime,
 	} {
 		ch <- d
 	}
@@ -106,24 +106,23 @@ func (s *selfMetrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(descUnaccounted, float64(a.Unaccounted))
 	s.collectAccount(&a, counter)
-	gauge(descFollowed, float64(a.User.Followed))
-	counter(descDropped, a.User.Untracked, "tracker", "event")
+	gauge(descFollowed, float64(a.Kernel.Live()))
 	if n.log != nil {
 		counter(descLines, n.log.Lines())
-		counter(descDropped, n.log.Dropped(), "access_log", "log")
+		counter(promview.Dropped, n.log.Dropped(), "access_log", "log")
 	}
 	if n.collector == nil {
 		return
 	}
-	counter(descDropped, n.records.Dropped(), "receiver_queue", "record")
-	counter(descDropped, meshreceiver.Dropped.Logs.Load(), "receiver", "log")
-	counter(descDropped, meshreceiver.Dropped.Spans.Load(), "receiver", "span")
-	counter(descDropped, meshreceiver.Dropped.DataPoints.Load(), "receiver", "data_point")
+	counter(promview.Dropped, n.records.Dropped(), "receiver_queue", "record")
+	counter(promview.Dropped, meshreceiver.Dropped.Logs.Load(), "receiver", "log")
+	counter(promview.Dropped, meshreceiver.Dropped.Spans.Load(), "receiver", "span")
+	counter(promview.Dropped, meshreceiver.Dropped.DataPoints.Load(), "receiver", "data_point")
 	kinds := map[string]string{"logs": "log", "traces": "span", "metrics": "data_point"}
 	for signal, stats := range n.collector.Stats() {
 		counter(descExported, uint64(stats.Sent), signal)
 		gauge(descQueued, float64(stats.Queued), signal)
-		counter(descDropped, uint64(stats.Failed), "exporter", kinds[signal])
+		counter(promview.Dropped, uint64(stats.Failed), "exporter", kinds[signal])
 	}
 }
 
@@ -136,12 +135,14 @@ func (s *selfMetrics) collectAccount(a *account.Account, counter func(*prometheu
 		counter(descKernel, a.Kernel.Closed[role], role, "closed")
 	}
 	counter(descUntracked, a.Kernel.UntrackedClosed)
+	counter(descAggregated, a.Kernel.Aggregated, "edge")
+	counter(descAggregated, a.Kernel.Totalled, "total")
 	for _, kind := range connection.Kinds() {
 		k := kind.String()
 		counter(descSubmitted, a.Kernel.Submitted[k], k)
 		counter(descDecoded, a.User.Decoded[k], k)
-		counter(descDropped, a.Kernel.ReserveFailed[k], "ring", k)
+		counter(promview.Dropped, a.Kernel.ReserveFailed[k], "ring", k)
 	}
-	counter(descDropped, a.User.DecodeFailed, "decode", "event")
-	counter(descDropped, a.Kernel.StorageFailed, "storage", "connection")
+	counter(promview.Dropped, a.User.DecodeFailed, "decode", "event")
+	counter(promview.Dropped, a.Kernel.StorageFailed, "storage", "connection")
 }

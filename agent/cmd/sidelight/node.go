@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/collector/exporter"
@@ -47,6 +48,8 @@ type node struct {
 	log       *accesslog.Log
 	records   *queue.Queue
 	collector *embedded.Collector
+	// received says that the mesh receiver was started.
+	received atomic.Bool
 	// handedOn is closed when the mesh receiver has given everything to the exporters.
 	handedOn chan struct{}
 	server   *status.Server
@@ -56,7 +59,6 @@ type node struct {
 type nodeOptions struct {
 	collectorURI string // instead of the one that the configuration leads to
 	exporters    []exporter.Factory
-	sinks        []pipeline.Sink
 }
 
 // inputError is a fault of what the user gave or of the machine, found before anything was attached. The exit code is 2.
@@ -99,7 +101,7 @@ func (n *node) prepare(ctx context.Context, options nodeOptions) error {
 	if err := n.prepareCollector(ctx, options); err != nil {
 		return err
 	}
-	return n.prepareKernel(options)
+	return n.prepareKernel()
 }
 
 func (n *node) prepareCollector(ctx context.Context, options nodeOptions) error {
@@ -129,7 +131,8 @@ func (n *node) prepareCollector(ctx context.Context, options nodeOptions) error 
 		URI: uri,
 		Mesh: meshreceiver.Settings{
 			Source: source{n.records, n.edges}, Clock: event.MeasureClock, Boot: n.boot, HostName: host,
-			OnEnd: sync.OnceFunc(func() { close(n.handedOn) }),
+			OnStart: func() { n.received.Store(true) },
+			OnEnd:   sync.OnceFunc(func() { close(n.handedOn) }),
 		},
 		Version:      version(),
 		OwnTelemetry: own,
@@ -143,7 +146,7 @@ func (n *node) prepareCollector(ctx context.Context, options nodeOptions) error 
 	return nil
 }
 
-func (n *node) prepareKernel(options nodeOptions) error {
+func (n *node) prepareKernel() error {
 	mounted, err := datapath.MountBPFFS()
 	if err != nil {
 		n.logger.Warn("bpffs is not there, and was not mounted", "error", err)
@@ -168,7 +171,10 @@ func (n *node) prepareKernel(options nodeOptions) error {
 	if n.records != nil {
 		sinks = append(sinks, n.records)
 	}
-	n.pipeline = pipeline.New(n.config.MaxConnections, event.MeasureClock, n.enricher.Identify, append(sinks, options.sinks...)...)
+	n.pipeline = pipeline.New(pipeline.Options{
+		Limit: n.config.MaxConnections, Clock: event.MeasureClock, Identify: n.enricher.Identify, Sinks: sinks,
+		Losses: n.datapath.Losses, LossSinks: []pipeline.LossSink{n.edges},
+	})
 	return nil
 }
 
@@ -296,6 +302,9 @@ func (n *node) stopCollector() error {
 		return nil
 	}
 	n.records.Close()
+	if !n.received.Load() {
+		close(n.handedOn)
+	}
 	select {
 	case <-n.handedOn:
 		if queued := n.collector.Flush(flushPatience); queued > 0 {
@@ -344,7 +353,7 @@ func (n *node) audit(ctx context.Context) (account.Account, error) {
 	}
 	user := account.User{
 		Received: n.stats.Received.Load(), DecodeFailed: n.stats.DecodeFailed.Load(), Decoded: make(map[string]uint64),
-		Untracked: n.pipeline.Untracked(), Followed: uint64(n.pipeline.Connections()),
+		Followed: uint64(n.pipeline.Connections()),
 	}
 	for _, kind := range connection.Kinds() {
 		user.Decoded[kind.String()] = n.stats.Decoded[kind].Load()
@@ -355,6 +364,7 @@ func (n *node) audit(ctx context.Context) (account.Account, error) {
 func kernelAccount(a datapath.Account) account.Kernel {
 	k := account.Kernel{
 		Attempts: a.Attempts, Failed: a.Failed, StorageFailed: a.StorageFailed, UntrackedClosed: a.UntrackedClosed,
+		Aggregated: a.Aggregated, Totalled: a.Totalled,
 		Established: make(map[string]uint64), Closed: make(map[string]uint64),
 		Submitted: make(map[string]uint64), ReserveFailed: make(map[string]uint64),
 	}

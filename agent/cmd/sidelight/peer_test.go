@@ -39,6 +39,8 @@ type script struct {
 	Parallel int
 	Request  int // bytes
 	Response int // bytes
+	// Spread gives each connection an address of its own, from Addr on.
+	Spread bool
 }
 
 // headerBytes go before each request: ending, sizes.
@@ -64,9 +66,13 @@ func runPeer(role string) error {
 	slots := make(chan struct{}, max(s.Parallel, 1))
 	for range s.Count {
 		slots <- struct{}{}
+		one := s
+		if s.Spread {
+			s.Addr = netip.AddrPortFrom(s.Addr.Addr().Next(), s.Addr.Port())
+		}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			errno, err := runClient(s)
+			errno, err := runClient(one)
 			if err != nil {
 				failed <- err
 			}

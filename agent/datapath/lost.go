@@ -1,0 +1,87 @@
+package datapath
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/sidelight-mesh/sidelight/agent/connection"
+	"github.com/sidelight-mesh/sidelight/bpf"
+)
+
+// losses remembers what was read, because the kernel's sums only grow.
+type losses struct {
+	counted uint64 // lost MESH_CLOSE events, by the account
+	byEdge  map[bpf.LostKey]bpf.Lost
+	totals  map[uint32]bpf.Lost
+}
+
+// Losses returns what connections added up to since the last call whose last event found no room in the ring. While nothing is
+// lost it costs one look at the account. Not safe for concurrent use.
+func (d *Datapath) Losses() ([]connection.Loss, error) {
+	account, err := d.Account()
+	if err != nil {
+		return nil, err
+	}
+	if account.Aggregated+account.Totalled == d.losses.counted {
+		return nil, nil
+	}
+	var found []connection.Loss
+	var key bpf.LostKey
+	var perCPU []bpf.Lost
+	entries := d.objects.Lost.Iterate()
+	for entries.Next(&key, &perCPU) {
+		now := sumLost(perCPU)
+		before := d.losses.byEdge[key]
+		d.losses.byEdge[key] = now
+		if now != before {
+			found = append(found, lossOf(connection.Role(key.Role), connection.Reason(key.Reason), now, before))
+			l := &found[len(found)-1]
+			l.CgroupID, l.Peer = key.CgroupId, netip.AddrFrom16(key.PeerAddr).Unmap()
+		}
+	}
+	if err := entries.Err(); err != nil {
+		return found, fmt.Errorf("read lost sums: %w", err)
+	}
+	for role := range uint32(bpf.RoleCount) {
+		for reason := range uint32(bpf.ReasonCount) {
+			index := role*uint32(bpf.ReasonCount) + reason
+			if err := d.objects.LostTotals.Lookup(index, &perCPU); err != nil {
+				return found, fmt.Errorf("read lost totals: %w", err)
+			}
+			now, before := sumLost(perCPU), d.losses.totals[index]
+			if d.losses.totals[index] = now; now != before {
+				found = append(found, lossOf(connection.Role(role), connection.Reason(reason), now, before))
+			}
+		}
+	}
+	// What was counted before the reading is in it; what came meanwhile may be, and is looked for again.
+	d.losses.counted = account.Aggregated + account.Totalled
+	return found, nil
+}
+
+func sumLost(perCPU []bpf.Lost) bpf.Lost {
+	var sum bpf.Lost
+	for _, l := range perCPU {
+		sum.Attempts += l.Attempts
+		sum.Established += l.Established
+		sum.Failed += l.Failed
+		sum.Closed += l.Closed
+		sum.ConnectingDown += l.ConnectingDown
+		sum.OpenDown += l.OpenDown
+		sum.SentBytes += l.SentBytes
+		sum.ReceivedBytes += l.ReceivedBytes
+		sum.Retransmits += l.Retransmits
+	}
+	return sum
+}
+
+func lossOf(role connection.Role, reason connection.Reason, now, before bpf.Lost) connection.Loss {
+	return connection.Loss{
+		Role: role, Reason: reason,
+		Attempts: now.Attempts - before.Attempts, Established: now.Established - before.Established,
+		Failed: now.Failed - before.Failed, Closed: now.Closed - before.Closed,
+		ConnectingDown: now.ConnectingDown - before.ConnectingDown, OpenDown: now.OpenDown - before.OpenDown,
+		SentBytes: now.SentBytes - before.SentBytes, ReceivedBytes: now.ReceivedBytes - before.ReceivedBytes,
+		Retransmits: now.Retransmits - before.Retransmits,
+	}
+}

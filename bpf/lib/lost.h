@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Where a MESH_CLOSE goes that finds no room in the ring: its sums are kept, only its line is gone. */
+#ifndef SIDELIGHT_LOST_H
+#define SIDELIGHT_LOST_H
+
+#include "account.h"
+
+static __always_inline struct mesh_lost *lost_find(const struct mesh_event *event, __u8 reason, bool *by_edge)
+{
+	static const struct mesh_lost none;
+	struct mesh_lost_key key = {
+		.cgroup_id = event->cgroup_id,
+		.role = event->role,
+		.reason = reason,
+	};
+	struct mesh_lost *sums;
+	__u32 total;
+
+	__builtin_memcpy(key.peer_addr, event->peer_addr, sizeof(key.peer_addr));
+	sums = bpf_map_lookup_elem(&lost, &key);
+	if (!sums) {
+		/* Another CPU may be first: then this fails and the look-up finds its entry. */
+		bpf_map_update_elem(&lost, &key, &none, BPF_NOEXIST);
+		sums = bpf_map_lookup_elem(&lost, &key);
+	}
+	*by_edge = sums != NULL;
+	if (sums)
+		return sums;
+	total = event->role * MESH_REASON_COUNT + reason;
+	return bpf_map_lookup_elem(&lost_totals, &total);
+}
+
+/* Adds what the event would have: the same sums that agent/connection makes of one that gets through. */
+static __always_inline void lost_add(const struct mesh_event *event, __u8 reason, __u32 told, __u64 sent_bytes,
+				     __u64 received_bytes, __u32 retransmits)
+{
+	bool by_edge;
+	struct mesh_lost *sums = lost_find(event, reason, &by_edge);
+	bool client = event->role == MESH_CLIENT, established = event->established_ns != 0;
+
+	if (!sums)
+		return;
+	/* Atomic, because a softirq on this CPU can come between load and store. */
+	if (client && !(told & MESH_TOLD_ATTEMPT))
+		__sync_fetch_and_add(&sums->attempts, 1ULL);
+	if (client && (told & (MESH_TOLD_ATTEMPT | MESH_TOLD_ESTABLISHED)) == MESH_TOLD_ATTEMPT)
+		__sync_fetch_and_add(&sums->connecting_down, 1ULL);
+	if (established && !(told & MESH_TOLD_ESTABLISHED))
+		__sync_fetch_and_add(&sums->established, 1ULL);
+	if (told & MESH_TOLD_ESTABLISHED)
+		__sync_fetch_and_add(&sums->open_down, 1ULL);
+	if (established)
+		__sync_fetch_and_add(&sums->closed, 1ULL);
+	else
+		__sync_fetch_and_add(&sums->failed, 1ULL);
+	__sync_fetch_and_add(&sums->sent_bytes, sent_bytes);
+	__sync_fetch_and_add(&sums->received_bytes, received_bytes);
+	__sync_fetch_and_add(&sums->retransmits, (__u64)retransmits);
+	/* Last: user space reads the sums when it sees one of these move, and must not come too early for good. */
+	if (by_edge)
+		account_add(aggregated);
+	else
+		account_add(totalled);
+}
+
+#endif
