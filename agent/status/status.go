@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// Server answers /healthz, /readyz, /metrics and /debug/pprof.
+// Server answers /healthz, /readyz, /metrics, /audit and /debug/pprof.
 type Server struct {
 	listener net.Listener
 	server   *http.Server
@@ -35,9 +35,10 @@ func (s *Server) Address() string { return s.listener.Addr().String() }
 func (s *Server) SetReady(ready bool) { s.ready.Store(ready) }
 
 // Serve answers until Shutdown.
-func (s *Server) Serve(metrics http.Handler) error {
+func (s *Server) Serve(metrics, audit http.Handler) error {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
+	mux.Handle("GET /audit", audit)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if !s.ready.Load() {

@@ -25,7 +25,7 @@ func start(t *testing.T, metrics http.Handler) *Server {
 		t.Fatal(err)
 	}
 	served := make(chan error, 1)
-	go func() { served <- s.Serve(metrics) }()
+	go func() { served <- s.Serve(metrics, http.NotFoundHandler()) }()
 	t.Cleanup(func() {
 		if err := s.Shutdown(context.Background()); err != nil {
 			t.Errorf("shutdown: %v", err)
@@ -127,7 +127,7 @@ func TestShutdown(t *testing.T) {
 			}
 			served := make(chan error, 1)
 			if serve {
-				go func() { served <- s.Serve(http.NotFoundHandler()) }()
+				go func() { served <- s.Serve(http.NotFoundHandler(), http.NotFoundHandler()) }()
 				// The first answer shows that Serve is under way.
 				ask(t, s, "GET", "/healthz")
 			}
@@ -144,7 +144,7 @@ func TestShutdown(t *testing.T) {
 				t.Error(err)
 			}
 			if !serve { // it comes late, and is no error
-				served <- s.Serve(http.NotFoundHandler())
+				served <- s.Serve(http.NotFoundHandler(), http.NotFoundHandler())
 			}
 			if err := <-served; err != nil {
 				t.Errorf("serve: %v", err)
@@ -214,7 +214,7 @@ func TestServeError(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.listener.Close() // nobody asked for an end
-	err = s.Serve(http.NotFoundHandler())
+	err = s.Serve(http.NotFoundHandler(), http.NotFoundHandler())
 	if !errors.Is(err, net.ErrClosed) {
 		t.Fatalf("error is %v, want one of a closed listener", err)
 	}

@@ -47,9 +47,9 @@ func (m *meters) start() *metric.MeterProvider {
 
 // Stats are what the exporters of one signal did, in log records, spans or data points.
 type Stats struct {
-	Sent   int64
-	Failed int64 // given up on, after an error that is no use to try again, or refused by a full queue for good
-	Queued int64 // waiting, in the queue's own size
+	Sent   int64 `json:"sent"`
+	Failed int64 `json:"failed"` // given up on, after an error that is no use to try again
+	Queued int64 `json:"queued"` // waiting, in the queue's own size
 }
 
 // Stats sums up the exporters of each signal: "logs", "traces", "metrics". It is empty unless OwnTelemetry was set. Safe for

@@ -13,9 +13,7 @@ import (
 
 	"go.opentelemetry.io/collector/exporter"
 
-	"github.com/sidelight-mesh/sidelight/agent/account"
 	"github.com/sidelight-mesh/sidelight/agent/config"
-	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/agent/datapath"
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
 	"github.com/sidelight-mesh/sidelight/agent/event"
@@ -264,7 +262,7 @@ func waitWithin(group *sync.WaitGroup, limit time.Duration) error {
 }
 
 func (n *node) serve(metrics http.Handler, failed chan<- error) {
-	if err := n.server.Serve(metrics); err != nil {
+	if err := n.server.Serve(metrics, http.HandlerFunc(n.serveAudit)); err != nil {
 		failed <- err
 	}
 }
@@ -336,45 +334,4 @@ func (n *node) release() {
 	if n.log != nil {
 		n.log.CloseFile()
 	}
-}
-
-// audit drains the ring and compares what the kernel counted with what user space did. Safe for concurrent use while run runs.
-func (n *node) audit(ctx context.Context) (account.Account, error) {
-	before, err := n.datapath.Account()
-	if err != nil {
-		return account.Account{}, err
-	}
-	if err := n.reader.Drain(ctx); err != nil {
-		return account.Account{}, err
-	}
-	after, err := n.datapath.Account()
-	if err != nil {
-		return account.Account{}, err
-	}
-	user := account.User{
-		Received: n.stats.Received.Load(), DecodeFailed: n.stats.DecodeFailed.Load(), Decoded: make(map[string]uint64),
-		Followed: uint64(n.pipeline.Connections()),
-	}
-	for _, kind := range connection.Kinds() {
-		user.Decoded[kind.String()] = n.stats.Decoded[kind].Load()
-	}
-	return account.New(kernelAccount(before), kernelAccount(after), user), nil
-}
-
-func kernelAccount(a datapath.Account) account.Kernel {
-	k := account.Kernel{
-		Attempts: a.Attempts, Failed: a.Failed, StorageFailed: a.StorageFailed, UntrackedClosed: a.UntrackedClosed,
-		Aggregated: a.Aggregated, Totalled: a.Totalled,
-		Established: make(map[string]uint64), Closed: make(map[string]uint64),
-		Submitted: make(map[string]uint64), ReserveFailed: make(map[string]uint64),
-	}
-	for _, role := range []connection.Role{connection.Client, connection.Server} {
-		k.Established[role.String()] = a.Established[role]
-		k.Closed[role.String()] = a.Closed[role]
-	}
-	for _, kind := range connection.Kinds() {
-		k.Submitted[kind.String()] = a.Submitted[kind]
-		k.ReserveFailed[kind.String()] = a.ReserveFailed[kind]
-	}
-	return k
 }

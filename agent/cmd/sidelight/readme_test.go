@@ -72,6 +72,12 @@ func TestReadmeCommands(t *testing.T) {
 				a := startAgent(t, newCgroup(t), append([]string{"--config", writeConfig(t)}, args...)...)
 				address = a.Address
 				a.stop()
+			case command == "./bin/sidelight audit":
+				a := startAgent(t, newCgroup(t))
+				if out := runIn(t, root, program, "audit", "--metrics-address", a.Address); !strings.Contains(out, "unaccounted   0\n") {
+					t.Errorf("got: %s", out)
+				}
+				a.stop()
 			case strings.HasPrefix(command, "curl -s http://"+config.Default().MetricsAddress):
 				if address == "" {
 					t.Fatal("README shows it before anything runs")
