@@ -11,7 +11,7 @@
 #include <linux/types.h>
 
 /* Raised by every change of a layout below. */
-#define MESH_ABI_VERSION 2
+#define MESH_ABI_VERSION 3
 
 #pragma clang diagnostic push
 #pragma clang diagnostic error "-Wpadded"
@@ -21,6 +21,7 @@ enum mesh_kind {
 	MESH_PRE_CONNECT, /* SYN about to leave */
 	MESH_ESTABLISHED, /* handshake done; totals not yet worth sending */
 	MESH_CLOSE, /* the socket reached TCP_CLOSE, from whatever state; struct mesh_close_event */
+	MESH_SWEEP, /* a live socket, seen by the iterator; struct mesh_close_event. Never in the ring */
 	MESH_KIND_COUNT,
 };
 
@@ -94,9 +95,16 @@ struct mesh_event {
 	__u64 event_ns;
 };
 
-/* MESH_CLOSE: the totals are exact, payload only, each byte once: no SYN, no FIN, no retransmission. */
+/*
+ * MESH_CLOSE and MESH_SWEEP: the totals are payload only, each byte once: no SYN, no FIN, no retransmission. Exact at MESH_CLOSE; a
+ * MESH_SWEEP reads them without the socket's lock, and what it reads too much or too little the next report makes up for: sums
+ * take the difference to what was reported, modulo 2^64.
+ */
 struct mesh_close_event {
 	struct mesh_event event;
+	__u64 reported_sent_bytes; /* before this event */
+	__u64 reported_received_bytes;
+	__u64 reported_retransmits;
 	__u64 sent_bytes;
 	__u64 received_bytes;
 	__u32 retransmits; /* segments, SYN among them */
@@ -145,9 +153,9 @@ struct mesh_account {
 
 _Static_assert(sizeof(struct mesh_owner) == 32, "mesh_owner");
 _Static_assert(sizeof(struct mesh_event) == 128, "mesh_event");
-_Static_assert(sizeof(struct mesh_close_event) == 160, "mesh_close_event");
+_Static_assert(sizeof(struct mesh_close_event) == 184, "mesh_close_event");
 _Static_assert(sizeof(struct mesh_lost_key) == 32, "mesh_lost_key");
 _Static_assert(sizeof(struct mesh_lost) == 72, "mesh_lost");
-_Static_assert(sizeof(struct mesh_account) == 8 * (1 + 3 + 1 + 3 + 4 + 4 + 4), "mesh_account");
+_Static_assert(sizeof(struct mesh_account) == 8 * (1 + 3 + 1 + 3 + 5 + 5 + 4), "mesh_account");
 
 #endif

@@ -27,7 +27,7 @@ type (
 // Sizes of the ring's records in bytes; abi.h asserts the same.
 const (
 	EventSize      = 128
-	CloseEventSize = 160
+	CloseEventSize = 184
 )
 
 // Kinds of events, as in enum mesh_kind.
@@ -35,6 +35,7 @@ const (
 	PreConnect  = uint8(meshMeshKindMESH_PRE_CONNECT)
 	Established = uint8(meshMeshKindMESH_ESTABLISHED)
 	Close       = uint8(meshMeshKindMESH_CLOSE)
+	Sweep       = uint8(meshMeshKindMESH_SWEEP)
 	KindCount   = uint8(meshMeshKindMESH_KIND_COUNT)
 )
 

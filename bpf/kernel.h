@@ -52,10 +52,11 @@ struct minmax {
 
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
-	__u64 bytes_sent;
-	__u64 bytes_retrans;
+	__u64 bytes_acked;
 	__u64 bytes_received;
 	__u32 write_seq;
+	__u32 snd_nxt;
+	__u32 snd_una;
 	__u32 rcv_nxt;
 	__u32 total_retrans;
 	__u32 srtt_us; /* eight times the smoothed RTT */
@@ -75,7 +76,24 @@ struct socket {
 };
 
 struct file;
-struct bpf_iter_meta;
+struct bpf_map;
+
+struct seq_file {
+	unsigned long size; /* of its buffer */
+	unsigned long count; /* what is in it */
+};
+
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+
+/* net/core/bpf_sk_storage.c */
+struct bpf_iter__bpf_sk_storage_map {
+	struct bpf_iter_meta *meta;
+	struct bpf_map *map;
+	struct sock *sk;
+	void *value;
+};
 
 /* kernel/bpf/task_iter.c */
 struct bpf_iter__task_file {
@@ -87,7 +105,7 @@ struct bpf_iter__task_file {
 
 #pragma clang attribute pop
 
-/* include/net/sock.h; values checked by CO-RE at load */
+/* include/net/sock.h: the first two of enum sock_flags, as they are since 2.6.12 */
 enum sock_flags {
 	SOCK_DEAD,
 	SOCK_DONE,

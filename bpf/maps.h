@@ -22,12 +22,16 @@ struct mesh_connection {
 	struct mesh_event event;
 	__u32 phase; /* enum mesh_phase */
 	__u32 told; /* enum mesh_told; changed by atomics only */
+	/* What user space has in its sums; changed by atomics only, because the sweep does not lock the socket. */
+	__u64 reported_sent_bytes;
+	__u64 reported_received_bytes;
+	__u64 reported_retransmits;
 };
 
 /*
  * Purpose: the state above. Writer: connect and sockops programs. Deleter: the kernel, when the socket is freed.
- * Size: one value per live socket, charged to the socket's own option memory, so there is no limit to set and none to exhaust
- * from another socket.
+ * Size: one value per live socket, charged to the socket's own option memory, so there is no limit to set and none that another
+ * socket could exhaust; a socket whose own process used that memory up has no state, which is counted as storage_failed.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);

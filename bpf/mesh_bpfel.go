@@ -19,8 +19,8 @@ type meshMeshAccount struct {
 	Established     [3]uint64
 	Failed          uint64
 	Closed          [3]uint64
-	Submitted       [4]uint64
-	ReserveFailed   [4]uint64
+	Submitted       [5]uint64
+	ReserveFailed   [5]uint64
 	StorageFailed   uint64
 	UntrackedClosed uint64
 	Aggregated      uint64
@@ -28,14 +28,17 @@ type meshMeshAccount struct {
 }
 
 type meshMeshCloseEvent struct {
-	_             structs.HostLayout
-	Event         meshMeshEvent
-	SentBytes     uint64
-	ReceivedBytes uint64
-	Retransmits   uint32
-	SrttUs        uint32
-	MinRttUs      uint32
-	SkErr         uint32
+	_                     structs.HostLayout
+	Event                 meshMeshEvent
+	ReportedSentBytes     uint64
+	ReportedReceivedBytes uint64
+	ReportedRetransmits   uint64
+	SentBytes             uint64
+	ReceivedBytes         uint64
+	Retransmits           uint32
+	SrttUs                uint32
+	MinRttUs              uint32
+	SkErr                 uint32
 }
 
 type meshMeshEvent struct {
@@ -72,7 +75,8 @@ const (
 	meshMeshKindMESH_PRE_CONNECT meshMeshKind = 1
 	meshMeshKindMESH_ESTABLISHED meshMeshKind = 2
 	meshMeshKindMESH_CLOSE       meshMeshKind = 3
-	meshMeshKindMESH_KIND_COUNT  meshMeshKind = 4
+	meshMeshKindMESH_SWEEP       meshMeshKind = 4
+	meshMeshKindMESH_KIND_COUNT  meshMeshKind = 5
 )
 
 type meshMeshLost struct {
@@ -146,6 +150,7 @@ const (
 	meshProgMeshConnect4       = "mesh_connect4"
 	meshProgMeshConnect6       = "mesh_connect6"
 	meshProgMeshSockops        = "mesh_sockops"
+	meshProgMeshSweep          = "mesh_sweep"
 	meshVarMeshCloseEvent      = "mesh_close_event_"
 	meshVarMeshEvent           = "mesh_event_"
 	meshVarMeshKind            = "mesh_kind_"
@@ -201,6 +206,7 @@ type meshProgramSpecs struct {
 	MeshConnect4       *ebpf.ProgramSpec `ebpf:"mesh_connect4"`
 	MeshConnect6       *ebpf.ProgramSpec `ebpf:"mesh_connect6"`
 	MeshSockops        *ebpf.ProgramSpec `ebpf:"mesh_sockops"`
+	MeshSweep          *ebpf.ProgramSpec `ebpf:"mesh_sweep"`
 }
 
 // meshMapSpecs contains maps before they are loaded into the kernel.
@@ -285,6 +291,7 @@ type meshPrograms struct {
 	MeshConnect4       *ebpf.Program `ebpf:"mesh_connect4"`
 	MeshConnect6       *ebpf.Program `ebpf:"mesh_connect6"`
 	MeshSockops        *ebpf.Program `ebpf:"mesh_sockops"`
+	MeshSweep          *ebpf.Program `ebpf:"mesh_sweep"`
 }
 
 func (p *meshPrograms) Close() error {
@@ -293,6 +300,7 @@ func (p *meshPrograms) Close() error {
 		p.MeshConnect4,
 		p.MeshConnect6,
 		p.MeshSockops,
+		p.MeshSweep,
 	)
 }
 

@@ -64,8 +64,8 @@ func New(before, after Kernel, user User) Account {
 	lack(before.Failed+before.Closed[connection.Client.String()]+before.Closed[connection.Server.String()], sent(connection.Close))
 	// A lost close is made up for by its sums, in one place or the other.
 	lack(before.ReserveFailed[connection.Close.String()], after.Aggregated+after.Totalled)
-	lack(before.Attempts, sent(connection.PreConnect)+after.StorageFailed)
+	lack(before.Attempts, sent(connection.PreConnect))
 	lack(before.Established[connection.Client.String()]+before.Established[connection.Server.String()],
-		sent(connection.Established)+after.StorageFailed)
+		sent(connection.Established))
 	return a
 }

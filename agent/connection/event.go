@@ -12,13 +12,14 @@ const (
 	PreConnect  Kind = 1 // a client's SYN is about to leave
 	Established Kind = 2 // the handshake is done
 	Close       Kind = 3 // the socket reached TCP_CLOSE
+	Sweep       Kind = 4 // a look at a live socket; not an event of the ring
 )
 
-var kindNames = [...]string{PreConnect: "pre_connect", Established: "established", Close: "close"}
+var kindNames = [...]string{PreConnect: "pre_connect", Established: "established", Close: "close", Sweep: "sweep"}
 
 func (k Kind) String() string { return name(kindNames[:], int(k)) }
 
-// Kinds returns every kind.
+// Kinds returns every kind that comes through the ring.
 func Kinds() []Kind { return []Kind{PreConnect, Established, Close} }
 
 // Role says which end of the connection the local socket is.
@@ -98,7 +99,16 @@ type Event struct {
 	Local, Peer   netip.AddrPort // IPv4 unmapped, whatever the socket's family
 	CgroupID      uint64         // cgroup v2 of the socket; 0 unknown
 	Owner         Owner
-	Totals        Totals // of Close only
+	Totals        Totals   // of Close and Sweep only
+	Reported      Reported // of Close and Sweep only
+}
+
+// Reported is what user space had been told of the totals before an event. Sums take the difference, modulo 2^64: a Sweep reads a
+// socket without its lock, and what it reads too much or too little the next report makes up for.
+type Reported struct {
+	SentBytes     uint64
+	ReceivedBytes uint64
+	Retransmits   uint64
 }
 
 // Told says what user space had been told of a connection before an event: a set of bits, those of enum mesh_told.

@@ -11,7 +11,7 @@ import (
 // kernel's is tested in agent/event, which may import package bpf.
 func TestNames(t *testing.T) {
 	t.Run("kind", func(t *testing.T) {
-		testNames(t, map[Kind]string{PreConnect: "pre_connect", Established: "established", Close: "close"})
+		testNames(t, map[Kind]string{PreConnect: "pre_connect", Established: "established", Close: "close", Sweep: "sweep"})
 	})
 	t.Run("role", func(t *testing.T) {
 		testNames(t, map[Role]string{Client: "client", Server: "server"})

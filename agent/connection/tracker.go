@@ -83,10 +83,14 @@ type Tracker[I any] struct {
 	followed map[Key]followed[I]
 	seed     maphash.Seed
 	clients  map[uint64]struct{} // hashes of wire, of the followed clients
+	sweep    uint32              // the number of the current one
 }
 
 type followed[I any] struct {
 	identity   I
+	wire       uint64 // the key in clients
+	seen       uint32 // the number of the sweep during or after which it was seen last
+	client     bool
 	clientSeen bool
 }
 
@@ -99,28 +103,47 @@ func NewTracker[I any](limit int, identify func(*Event) I) *Tracker[I] {
 	}
 }
 
-// Len returns how many connections are followed now. One whose Close was lost stays.
+// Len returns how many connections are followed now. One whose Close was lost stays until the next sweep.
 func (t *Tracker[I]) Len() int { return len(t.followed) }
+
+// BeginSweep is called before all live sockets are observed with a Sweep each.
+func (t *Tracker[I]) BeginSweep() { t.sweep++ }
+
+// EndSweep forgets the connections that were not seen since BeginSweep: their Close was lost. It is called when all events from
+// before the end of the sweep were observed.
+func (t *Tracker[I]) EndSweep() {
+	for key, state := range t.followed {
+		if state.seen != t.sweep {
+			t.forget(key, &state)
+		}
+	}
+}
+
+func (t *Tracker[I]) forget(key Key, state *followed[I]) {
+	delete(t.followed, key)
+	if state.client {
+		delete(t.clients, state.wire)
+	}
+}
 
 // Observe fills record from an event, but for the clock. It keeps no reference to either.
 func (t *Tracker[I]) Observe(event *Event, record *Record[I]) {
 	state, found := t.followed[event.Key]
 	if !found {
 		state.identity = t.identify(event)
-		if event.Role == Server {
-			_, state.clientSeen = t.clients[maphash.Comparable(t.seed, event.wire())]
+		state.wire = maphash.Comparable(t.seed, event.wire())
+		if state.client = event.Role == Client; !state.client {
+			_, state.clientSeen = t.clients[state.wire]
 		}
 	}
+	state.seen = t.sweep
 	switch {
 	case event.Kind == Close && found:
-		delete(t.followed, event.Key)
-		if event.Role == Client {
-			delete(t.clients, maphash.Comparable(t.seed, event.wire()))
-		}
-	case event.Kind != Close && !found && len(t.followed) < t.limit:
+		t.forget(event.Key, &state)
+	case event.Kind != Close && (found || len(t.followed) < t.limit):
 		t.followed[event.Key] = state
-		if event.Role == Client {
-			t.clients[maphash.Comparable(t.seed, event.wire())] = struct{}{}
+		if state.client {
+			t.clients[state.wire] = struct{}{}
 		}
 	}
 	record.Event = *event

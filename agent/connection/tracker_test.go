@@ -330,6 +330,32 @@ func TestIdentityOverLimit(t *testing.T) {
 	}
 }
 
+// A connection whose Close was lost is forgotten by the sweep that does not see it; one that was seen, or that began meanwhile, is not.
+func TestSweepForgets(t *testing.T) {
+	tracker := NewTracker(10, func(*Event) string { return "" })
+	observe := func(event Event) {
+		var record Record[string]
+		tracker.Observe(&event, &record)
+	}
+	observe(client.preConnect())
+	observe(server.established())
+	observe(other.preConnect())
+	tracker.BeginSweep()
+	swept := server.established()
+	swept.Kind = Sweep
+	observe(swept)
+	observe(again.preConnect())
+	tracker.EndSweep()
+	for key, want := range map[Key]bool{client.key: false, other.key: false, server.key: true, again.key: true} {
+		if _, got := tracker.followed[key]; got != want {
+			t.Errorf("%v is followed: %v, want %v", key, got, want)
+		}
+	}
+	if len(tracker.clients) != 1 {
+		t.Errorf("%d clients are kept, want the one that began meanwhile", len(tracker.clients))
+	}
+}
+
 // The clock belongs to whoever hands the record on.
 func TestObserveLeavesClock(t *testing.T) {
 	tracker := NewTracker(10, func(*Event) int { return 0 })

@@ -93,6 +93,37 @@ func (d *Datapath) AdoptListeners() error {
 	return nil
 }
 
+// Sweep looks at every live socket that the programs follow, and calls back with the bytes of a record each, which are valid
+// during the call only.
+func (d *Datapath) Sweep(record func([]byte)) error {
+	iterator, err := link.AttachIter(link.IterOptions{Program: d.objects.MeshSweep, Map: d.objects.Connections})
+	if err != nil {
+		return fmt.Errorf("attach iterator over sockets: %w", err)
+	}
+	defer iterator.Close()
+	run, err := iterator.Open()
+	if err != nil {
+		return fmt.Errorf("open iterator over sockets: %w", err)
+	}
+	defer run.Close()
+	buf, have := make([]byte, 64<<10), 0
+	for {
+		n, err := run.Read(buf[have:])
+		have += n
+		used := 0
+		for ; have-used >= bpf.CloseEventSize; used += bpf.CloseEventSize {
+			record(buf[used : used+bpf.CloseEventSize])
+		}
+		have = copy(buf, buf[used:have])
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("walk over sockets: %w", err)
+		}
+	}
+}
+
 // Ring returns the map that events come through.
 func (d *Datapath) Ring() *ebpf.Map { return d.objects.Events }
 

@@ -97,9 +97,15 @@ var (
 	unit = regexp.MustCompile(`^.+\.(?:service|scope|socket|mount|swap)$`)
 )
 
-// workloadOf reads a workload off a cgroup's path. The innermost container wins, then the innermost systemd unit, then the path.
+// userManager is a user's own systemd, below which the user decides what units are called.
+var userManager = regexp.MustCompile(`^user@[0-9]+\.service$`)
+
+// workloadOf reads a workload off a cgroup's path. The innermost container wins (a node of kind is a container itself), then the innermost
+// systemd unit, then the path.
 func workloadOf(cgroup string) *Workload {
+	cgroup = strings.ToValidUTF8(cgroup, "\uFFFD") // see label
 	w := &Workload{Cgroup: cgroup}
+	manager := ""
 	for part := range strings.SplitSeq(cgroup, "/") {
 		if m := containerID.FindStringSubmatch(part); m != nil && !monitor.MatchString(part) {
 			w.ContainerID = m[1]
@@ -107,7 +113,14 @@ func workloadOf(cgroup string) *Workload {
 			w.PodUID = strings.ReplaceAll(m[1], "_", "-")
 		} else if unit.MatchString(part) {
 			w.SystemdUnit = part
+			if userManager.MatchString(part) {
+				manager = part
+			}
 		}
+	}
+	// A user's own units carry the user: anybody can call one nginx.service.
+	if manager != "" && w.SystemdUnit != manager {
+		w.SystemdUnit = manager + "/" + w.SystemdUnit
 	}
 	switch {
 	case w.ContainerID != "":
@@ -119,5 +132,6 @@ func workloadOf(cgroup string) *Workload {
 	default:
 		w.Name = "unknown"
 	}
+	w.Name = label(w.Name)
 	return w
 }

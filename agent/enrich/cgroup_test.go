@@ -38,12 +38,17 @@ func TestWorkloadOf(t *testing.T) {
 		},
 		{
 			"the user's own unit, innermost of two", "/user.slice/user-1000.slice/user@1000.service/app.slice/app-gnome-firefox-4711.scope",
-			Workload{Name: "app-gnome-firefox-4711.scope", SystemdUnit: "app-gnome-firefox-4711.scope"},
+			Workload{Name: "user@1000.service/app-gnome-firefox-4711.scope", SystemdUnit: "user@1000.service/app-gnome-firefox-4711.scope"},
 		},
 		{"systemd itself", "/init.scope", Workload{Name: "init.scope", SystemdUnit: "init.scope"}},
 		{"socket unit", "/system.slice/sshd.socket", Workload{Name: "sshd.socket", SystemdUnit: "sshd.socket"}},
 		{"mount unit", "/system.slice/srv-data.mount", Workload{Name: "srv-data.mount", SystemdUnit: "srv-data.mount"}},
 		{"swap unit", "/system.slice/dev-sda2.swap", Workload{Name: "dev-sda2.swap", SystemdUnit: "dev-sda2.swap"}},
+
+		{
+			"too long a name", "/" + strings.Repeat("a", 300),
+			Workload{Name: "/" + strings.Repeat("a", 235) + "...d7a2578fdb471387"},
+		},
 
 		// containers without Kubernetes
 		{
@@ -173,5 +178,12 @@ func TestCgroupCache(t *testing.T) {
 	c.workload(cacheLimit)
 	if len(c.byID) != 1 || c.byID[cacheLimit] == nil {
 		t.Errorf("%d entries after one too many, want it alone", len(c.byID))
+	}
+}
+
+// A name that is no UTF-8 must not reach protobuf strings and labels: one workload's would spoil everybody's batch.
+func TestNamesAreUTF8(t *testing.T) {
+	if got, want := *workloadOf("/bad\xff"), (Workload{Name: "/bad\uFFFD", Cgroup: "/bad\uFFFD"}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
 	}
 }

@@ -2,7 +2,10 @@
 package enrich
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"net/netip"
+	"strings"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 )
@@ -46,6 +49,18 @@ func NewLoss(loss *connection.Loss, identify func(*connection.Event) Identity) L
 		named.Identity = identify(&connection.Event{CgroupID: loss.CgroupID, Peer: netip.AddrPortFrom(loss.Peer, 0)})
 	}
 	return named
+}
+
+// label makes a name that a workload chose fit for labels and protobuf strings: one that is no UTF-8 would make a strict backend
+// refuse the whole batch that it is in, and /metrics fail. A long one is cut: names are repeated in every series.
+func label(name string) string {
+	name = strings.ToValidUTF8(name, "\uFFFD")
+	const most = 256
+	if len(name) <= most {
+		return name
+	}
+	sum := sha256.Sum256([]byte(name))
+	return strings.ToValidUTF8(name[:most-20], "") + "..." + hex.EncodeToString(sum[:8])
 }
 
 // Enricher answers who is at the ends of a connection. Not safe for concurrent use.

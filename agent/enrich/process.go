@@ -10,9 +10,11 @@ import (
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 )
 
+// processKey has the name too, because exec changes it and neither pid nor start.
 type processKey struct {
 	pid   uint32
 	start uint64
+	comm  [16]byte
 }
 
 // processes names the owners of sockets.
@@ -29,7 +31,7 @@ func (p *processes) process(owner connection.Owner) *Process {
 	if owner.PID == 0 {
 		return nil
 	}
-	key := processKey{owner.PID, owner.StartBoottimeNS}
+	key := processKey{owner.PID, owner.StartBoottimeNS, owner.Comm}
 	if found := p.byKey[key]; found != nil {
 		return found
 	}
@@ -48,14 +50,14 @@ func (p *processes) executable(owner connection.Owner) string {
 	if exe, err := os.Readlink(filepath.Join(dir, "exe")); err == nil {
 		// The order matters: the start time read after the link proves that the link was of this process.
 		if stat, err := os.ReadFile(filepath.Join(dir, "stat")); err == nil && startTicks(stat) == owner.StartBoottimeNS/nsPerTick {
-			return filepath.Base(strings.TrimSuffix(exe, " (deleted)"))
+			return label(filepath.Base(strings.TrimSuffix(exe, " (deleted)")))
 		}
 	}
 	comm := owner.Comm[:]
 	if end := bytes.IndexByte(comm, 0); end >= 0 {
 		comm = comm[:end]
 	}
-	return strings.ToValidUTF8(string(comm), "�")
+	return label(string(comm))
 }
 
 // nsPerTick is one unit of /proc/PID/stat's times: USER_HZ is 100 on every architecture that we build for.

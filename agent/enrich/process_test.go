@@ -119,21 +119,21 @@ func TestProcessCache(t *testing.T) {
 		t.Errorf("an owner without a pid is %+v, with %d entries", got, len(p.byKey))
 	}
 	first := p.process(connection.Owner{PID: 1, StartBoottimeNS: 5, Comm: [16]byte{'a'}})
-	// The name was asked for once: what a process calls itself later does not split its connections.
-	if again := p.process(connection.Owner{PID: 1, StartBoottimeNS: 5, Comm: [16]byte{'b'}}); again != first {
-		t.Errorf("the same process is %+v, then %+v", *first, *again)
+	// exec changes the name and nothing else: what it runs now is asked for anew.
+	if again := p.process(connection.Owner{PID: 1, StartBoottimeNS: 5, Comm: [16]byte{'b'}}); again == first || again.Executable != "b" {
+		t.Errorf("after exec the process is %+v", *again)
 	}
 	if later := p.process(connection.Owner{PID: 1, StartBoottimeNS: 6, Comm: [16]byte{'b'}}); *later != (Process{1, "b"}) {
 		t.Errorf("the next process of the pid is %+v", *later)
 	}
 	for i := len(p.byKey); i < cacheLimit; i++ {
-		p.byKey[processKey{2, uint64(i)}] = first
+		p.byKey[processKey{pid: 2, start: uint64(i)}] = first
 	}
-	if again := p.process(connection.Owner{PID: 1, StartBoottimeNS: 5}); again != first {
+	if again := p.process(connection.Owner{PID: 1, StartBoottimeNS: 5, Comm: [16]byte{'a'}}); again != first {
 		t.Error("a full cache forgot what it holds")
 	}
 	p.process(connection.Owner{PID: 3})
-	if len(p.byKey) != 1 || p.byKey[processKey{3, 0}] == nil {
+	if len(p.byKey) != 1 || p.byKey[processKey{pid: 3}] == nil {
 		t.Errorf("%d entries after one too many, want it alone", len(p.byKey))
 	}
 }

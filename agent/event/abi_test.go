@@ -62,7 +62,7 @@ func TestEnums(t *testing.T) {
 		count uint8 // of Go values, from least on
 		least uint8
 	}{
-		{"mesh_kind", func(v uint8) string { return connection.Kind(v).String() }, uint8(len(connection.Kinds())), 1},
+		{"mesh_kind", func(v uint8) string { return connection.Kind(v).String() }, uint8(connection.Sweep), 1},
 		{"mesh_role", func(v uint8) string { return connection.Role(v).String() }, 2, 1},
 		{"mesh_reason", func(v uint8) string { return connection.Reason(v).String() }, uint8(connection.ReasonCount), 0},
 	}
@@ -110,7 +110,8 @@ func TestConstants(t *testing.T) {
 		{"pre_connect", uint8(connection.PreConnect), bpf.PreConnect},
 		{"established", uint8(connection.Established), bpf.Established},
 		{"close", uint8(connection.Close), bpf.Close},
-		{"the last kind", uint8(connection.Close), bpf.KindCount - 1},
+		{"sweep", uint8(connection.Sweep), bpf.Sweep},
+		{"the last kind", uint8(connection.Sweep), bpf.KindCount - 1},
 		{"client", uint8(connection.Client), bpf.Client},
 		{"server", uint8(connection.Server), bpf.Server},
 		{"the number of reasons", uint8(connection.ReasonCount), bpf.ReasonCount},

@@ -30,14 +30,17 @@ const (
 	offClientISN     = 112
 	offTold          = 116
 	offEvent         = 120
-	offSentBytes     = 128
-	offReceivedBytes = 136
-	offRetransmits   = 144
-	offSRTT          = 148
-	offMinRTT        = 152
+	offReportedSent  = 128
+	offReportedRecv  = 136
+	offReportedRetr  = 144
+	offSentBytes     = 152
+	offReceivedBytes = 160
+	offRetransmits   = 168
+	offSRTT          = 172
+	offMinRTT        = 176
 )
 
-// Decode reads one record of the ring into an event, overwriting it whole. It allocates only for the error, which says what a
+// Decode reads one record of the ring, or of a sweep, into an event, overwriting it whole. It allocates only for the error, which says what a
 // kernel program of the same build can never send: treat it as corruption, count it and go on.
 func Decode(b []byte, e *connection.Event) error {
 	if len(b) < bpf.EventSize {
@@ -45,7 +48,8 @@ func Decode(b []byte, e *connection.Event) error {
 	}
 	kind, role, reason := b[offKind], b[offRole], b[offReason]
 	want := bpf.EventSize
-	if kind == bpf.Close {
+	withTotals := kind == bpf.Close || kind == bpf.Sweep
+	if withTotals {
 		want = bpf.CloseEventSize
 	}
 	switch {
@@ -78,8 +82,13 @@ func Decode(b []byte, e *connection.Event) error {
 			Comm:            [16]byte(b[offOwnerComm:]),
 		},
 	}
-	if kind != bpf.Close {
+	if !withTotals {
 		return nil
+	}
+	e.Reported = connection.Reported{
+		SentBytes:     le.Uint64(b[offReportedSent:]),
+		ReceivedBytes: le.Uint64(b[offReportedRecv:]),
+		Retransmits:   le.Uint64(b[offReportedRetr:]),
 	}
 	e.Totals = connection.Totals{
 		SentBytes:     le.Uint64(b[offSentBytes:]),

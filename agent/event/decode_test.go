@@ -68,11 +68,21 @@ func TestDecode(t *testing.T) {
 	totals := connection.Totals{
 		SentBytes: 0xa1a2a3a4a5a6a7a8, ReceivedBytes: 0xb1b2b3b4b5b6b7b8, Retransmits: 0xc1c2c3c4, RTTUS: 0xd1d2d3d4, MinRTTUS: 17,
 	}
+	reported := connection.Reported{SentBytes: 11, ReceivedBytes: 12, Retransmits: 13}
 	tests := []struct {
 		name string
 		in   []byte
 		want connection.Event
 	}{
+		{
+			"sweep", bytesOf(func() bpf.CloseEvent {
+				e := closeSample(bpf.Server, 17)
+				e.Event.Kind = bpf.Sweep
+				e.ReportedSentBytes, e.ReportedReceivedBytes, e.ReportedRetransmits = 11, 12, 13
+				return e
+			}()),
+			with(decoded(connection.Sweep, connection.Server), func(e *connection.Event) { e.Totals, e.Reported = totals, reported }),
+		},
 		{"pre_connect", bytesOf(sample(bpf.PreConnect, bpf.Client)), decoded(connection.PreConnect, connection.Client)},
 		{"established", bytesOf(sample(bpf.Established, bpf.Server)), decoded(connection.Established, connection.Server)},
 		{
@@ -122,6 +132,7 @@ func TestDecode(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			// The reader decodes into one event over and over: nothing of the last may stay.
 			got := decoded(connection.Close, connection.Client)
+			got.Reported = reported
 			got.Reason, got.Totals = connection.Timeout, connection.Totals{SentBytes: 1, ReceivedBytes: 1, Retransmits: 1, RTTUS: 1, MinRTTUS: 1}
 			if err := Decode(test.in, &got); err != nil {
 				t.Fatal(err)
@@ -148,13 +159,13 @@ func TestDecodeErrors(t *testing.T) {
 		{"nothing", nil, "decode event: 0 bytes, want at least 128"},
 		{"one byte short", event()[:127], "decode event: 127 bytes, want at least 128"},
 		{"kind zero", change(event(), 0, 0), "decode event: unknown kind 0"},
-		{"first kind that is none", change(event(), 0, 4), "decode event: unknown kind 4"},
+		{"first kind that is none", change(event(), 0, 5), "decode event: unknown kind 5"},
 		{"kind 255", change(event(), 0, 255), "decode event: unknown kind 255"},
 		{"one byte too long", append(event(), 0), "decode event: 129 bytes of kind 1, want 128"},
-		{"established of the size of a close", change(closing(), 0, 2), "decode event: 160 bytes of kind 2, want 128"},
-		{"close without totals", change(event(), 0, 3), "decode event: 128 bytes of kind 3, want 160"},
-		{"close one byte short", closing()[:159], "decode event: 159 bytes of kind 3, want 160"},
-		{"close one byte too long", append(closing(), 0), "decode event: 161 bytes of kind 3, want 160"},
+		{"established of the size of a close", change(closing(), 0, 2), "decode event: 184 bytes of kind 2, want 128"},
+		{"close without totals", change(event(), 0, 3), "decode event: 128 bytes of kind 3, want 184"},
+		{"close one byte short", closing()[:183], "decode event: 183 bytes of kind 3, want 184"},
+		{"close one byte too long", append(closing(), 0), "decode event: 185 bytes of kind 3, want 184"},
 		{"role zero", change(event(), 1, 0), "decode event: unknown role 0"},
 		{"first role that is none", change(event(), 1, 3), "decode event: unknown role 3"},
 		{"first reason that is none", change(closing(), 2, 13), "decode event: unknown reason 13"},

@@ -12,6 +12,11 @@ import (
 // FuzzDecode holds Decode against the generated types: whatever the bytes are, it either refuses what the kernel cannot send or
 // gives what the same bytes are as the C struct. The seeds are in testdata.
 func FuzzDecode(f *testing.F) {
+	swept := closeSample(bpf.Server, 17)
+	swept.Event.Kind = bpf.Sweep
+	f.Add(bytesOf(closeSample(bpf.Client, 17)))
+	f.Add(bytesOf(closeSample(bpf.Client, bpf.NoRTT)))
+	f.Add(bytesOf(swept))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var got connection.Event
 		err := Decode(b, &got)
@@ -42,8 +47,8 @@ func sendable(e *bpf.CloseEvent, size int) bool {
 		if size != 128 {
 			return false
 		}
-	case 3:
-		if size != 160 {
+	case 3, 4:
+		if size != 184 {
 			return false
 		}
 	default:
@@ -66,7 +71,10 @@ func convert(c *bpf.CloseEvent) connection.Event {
 	for i, c := range e.Owner.Comm {
 		out.Owner.Comm[i] = byte(c)
 	}
-	if out.Kind == connection.Close {
+	if out.Kind == connection.Close || out.Kind == connection.Sweep {
+		out.Reported = connection.Reported{
+			SentBytes: c.ReportedSentBytes, ReceivedBytes: c.ReportedReceivedBytes, Retransmits: c.ReportedRetransmits,
+		}
 		out.Totals = connection.Totals{
 			SentBytes: c.SentBytes, ReceivedBytes: c.ReceivedBytes, Retransmits: c.Retransmits, RTTUS: c.SrttUs, MinRTTUS: c.MinRttUs,
 		}

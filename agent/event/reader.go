@@ -20,15 +20,15 @@ type Stats struct {
 	Received     atomic.Uint64
 	DecodeFailed atomic.Uint64
 	// Decoded counts by connection.Kind.
-	Decoded [int(connection.Close) + 1]atomic.Uint64
+	Decoded [int(connection.Sweep) + 1]atomic.Uint64
 }
 
 // Handler takes what the ring gives, in one goroutine.
 type Handler interface {
 	// HandleEvent is called for every event. It must not keep the pointer.
 	HandleEvent(*connection.Event)
-	// HandleDrained is called when the ring was read empty, or often enough while it never is: the moment to hand on a batch.
-	HandleDrained()
+	// HandleDrained is called when the ring was read empty, and now and then while it never is: the moment to hand on a batch.
+	HandleDrained(empty bool)
 }
 
 // Reader drains a ring. The kernel wakes it only when much is pending; otherwise it looks by itself every interval.
@@ -126,12 +126,12 @@ func (r *Reader) Run(ctx context.Context, h Handler) error {
 			h.HandleEvent(&event)
 			if pending++; pending == batchEvents {
 				pending = 0
-				h.HandleDrained()
+				h.HandleDrained(false)
 			}
 		// Submits without a wake-up leave the poll asleep: the library reads the ring empty before it reports either.
 		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, ringbuf.ErrFlushed):
 			pending = 0
-			h.HandleDrained()
+			h.HandleDrained(true)
 			if stopping {
 				return nil
 			}
@@ -142,7 +142,7 @@ func (r *Reader) Run(ctx context.Context, h Handler) error {
 			}
 			r.ring.SetDeadline(time.Now().Add(r.interval))
 		case errors.Is(err, ringbuf.ErrClosed):
-			h.HandleDrained()
+			h.HandleDrained(false)
 			return nil
 		default:
 			return fmt.Errorf("read ring: %w", err)

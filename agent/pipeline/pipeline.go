@@ -4,6 +4,7 @@ package pipeline
 import (
 	"log/slog"
 	"sync/atomic"
+	"time"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
@@ -34,6 +35,9 @@ type Options struct {
 	Losses func() ([]connection.Loss, error)
 	// LossSinks get what Losses returns.
 	LossSinks []LossSink
+	// Sweep calls back with each live connection; nil for none. It is run every SweepInterval.
+	Sweep         func(func(*connection.Event)) error
+	SweepInterval time.Duration
 }
 
 // Pipeline is an event.Handler: it is called from one goroutine.
@@ -43,6 +47,9 @@ type Pipeline struct {
 	batch       []enrich.Record
 	now         connection.Clock // of the current batch
 	lossesFail  bool             // the last look failed, and the log has it
+	sweepFail   bool             // the last sweep failed, and the log has it
+	swept       time.Time        // when the last sweep was
+	sweeping    bool             // what the last sweep did not see is still to be forgotten
 	connections atomic.Int64
 }
 
@@ -66,18 +73,49 @@ func (p *Pipeline) HandleEvent(event *connection.Event) {
 	p.batch[n].Clock = p.now
 }
 
-// HandleDrained hands the batch to the sinks, which may keep it, and then what was lost.
-func (p *Pipeline) HandleDrained() {
-	p.connections.Store(int64(p.tracker.Len()))
-	if batch := p.batch; len(batch) > 0 {
-		p.batch = nil
-		for _, sink := range p.options.Sinks {
-			sink.Consume(batch)
-		}
-	}
+// HandleDrained hands the batch to the sinks, which may keep it, and then what was lost. When the ring is empty and it is time, it
+// sweeps.
+func (p *Pipeline) HandleDrained(empty bool) {
+	p.handOn()
 	if p.options.Losses != nil {
 		p.handleLosses()
 	}
+	if empty && p.options.Sweep != nil {
+		p.sweep()
+	}
+	p.connections.Store(int64(p.tracker.Len()))
+}
+
+func (p *Pipeline) handOn() {
+	batch := p.batch
+	if len(batch) == 0 {
+		return
+	}
+	p.batch = nil
+	for _, sink := range p.options.Sinks {
+		sink.Consume(batch)
+	}
+}
+
+func (p *Pipeline) sweep() {
+	// The ring is empty again after the last sweep: whatever ended before or during it has been observed, or was lost.
+	if p.sweeping {
+		p.tracker.EndSweep()
+		p.sweeping = false
+	}
+	now := time.Now()
+	if now.Sub(p.swept) < p.options.SweepInterval {
+		return
+	}
+	p.swept = now
+	p.tracker.BeginSweep()
+	err := p.options.Sweep(p.HandleEvent)
+	if err != nil && !p.sweepFail {
+		slog.Error("sweep over live sockets", "error", err)
+	}
+	p.sweepFail = err != nil
+	p.sweeping = err == nil
+	p.handOn()
 }
 
 func (p *Pipeline) handleLosses() {

@@ -117,7 +117,7 @@ func TestBatches(t *testing.T) {
 			var one connection.Event // the reader hands on the same one over and over
 			for _, one = range test.events {
 				if one == drained {
-					p.HandleDrained()
+					p.HandleDrained(true)
 				} else {
 					p.HandleEvent(&one)
 				}
@@ -137,7 +137,7 @@ func TestRecord(t *testing.T) {
 	p := New(Options{Limit: 10, Clock: ticking(), Identify: identify, Sinks: []Sink{got}})
 	e := event(pre, 1)
 	p.HandleEvent(&e)
-	p.HandleDrained()
+	p.HandleDrained(true)
 	want := [][]enrich.Record{{{
 		Event: e, Change: connection.Change{Attempts: 1, Connecting: 1},
 		Identity: enrich.Identity{Local: local, Peer: peer}, Clock: connection.Clock{OffsetNS: 1},
@@ -158,7 +158,7 @@ func TestSinksShareBatches(t *testing.T) {
 			e := event(closed, cookie)
 			p.HandleEvent(&e)
 		}
-		p.HandleDrained()
+		p.HandleDrained(true)
 	}
 	if got := calls.String(); got != "abcabc" {
 		t.Errorf("sinks were called in the order %s, want abcabc", got)
@@ -188,7 +188,7 @@ func TestNoSinks(t *testing.T) {
 	p := New(Options{Limit: 10, Clock: ticking(), Identify: identify})
 	e := event(pre, 1)
 	p.HandleEvent(&e)
-	p.HandleDrained()
+	p.HandleDrained(true)
 	if p.Connections() != 1 {
 		t.Errorf("%d connections, want 1", p.Connections())
 	}
@@ -222,7 +222,7 @@ func TestLosses(t *testing.T) {
 		},
 	})
 	for range 4 {
-		p.HandleDrained()
+		p.HandleDrained(true)
 	}
 	want := [][]enrich.Loss{{{Loss: byEdge, Identity: enrich.Identity{Local: local, Peer: peer}}, {Loss: total}}}
 	if !reflect.DeepEqual(got.losses, want) {

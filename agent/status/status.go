@@ -62,6 +62,9 @@ func (s *Server) Serve(metrics, audit http.Handler) error {
 // Shutdown lets requests under way end, for as long as the context allows. Safe twice, and without Serve.
 func (s *Server) Shutdown(ctx context.Context) error {
 	err := s.server.Shutdown(ctx)
+	if err != nil {
+		err = errors.Join(err, s.server.Close()) // who still asks, such as for a long profile, is cut
+	}
 	s.listener.Close() // for a server that never served; else it is closed already
 	return err
 }

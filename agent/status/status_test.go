@@ -153,7 +153,7 @@ func TestShutdown(t *testing.T) {
 	}
 }
 
-// A scrape under way gets its answer; when it takes too long, Shutdown says so instead of waiting.
+// A scrape under way that takes too long is cut, and Shutdown says so: whoever asks for an endless profile must not hold up the end.
 func TestShutdownDuringScrape(t *testing.T) {
 	entered, leave := make(chan struct{}), make(chan struct{})
 	s := start(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -161,15 +161,13 @@ func TestShutdownDuringScrape(t *testing.T) {
 		<-leave
 		fmt.Fprint(w, "late")
 	}))
-	type answer struct {
-		status int
-		body   string
-	}
-	answered := make(chan answer, 1)
+	answered := make(chan error, 1)
 	go func() {
-		defer close(answered) // ask may give up
-		status, body, _ := ask(t, s, "GET", "/metrics")
-		answered <- answer{status, body}
+		response, err := http.Get("http://" + s.Address() + "/metrics")
+		if err == nil {
+			response.Body.Close()
+		}
+		answered <- err
 	}()
 	select {
 	case <-entered:
@@ -181,10 +179,10 @@ func TestShutdownDuringScrape(t *testing.T) {
 	if err := s.Shutdown(ended); !errors.Is(err, context.Canceled) {
 		t.Errorf("shutdown with a scrape under way and no time left: %v, want %v", err, context.Canceled)
 	}
-	close(leave)
-	if got, want := <-answered, (answer{200, "late"}); got != want {
-		t.Errorf("answer is %+v, want %+v", got, want)
+	if <-answered == nil {
+		t.Error("it was answered")
 	}
+	close(leave)
 }
 
 func TestListenErrors(t *testing.T) {

@@ -9,14 +9,15 @@
 #include "lost.h"
 #include "owner.h"
 #include "reason.h"
+#include "totals.h"
 
+/*
+ * Fails when the socket's option memory is used up, which its own process can bring about (setsockopt, up to net.core.optmem_max).
+ * Counted by those callers where a connection begins, once each.
+ */
 static __always_inline struct mesh_connection *connection_create(struct bpf_sock *sk)
 {
-	struct mesh_connection *conn = bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-
-	if (!conn)
-		account_add(storage_failed);
-	return conn;
+	return bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 }
 
 /* The socket's cgroup, not the caller's: a process that moves to another cgroup takes no socket along. */
@@ -74,12 +75,14 @@ static __always_inline void connection_connect(struct bpf_sock_ops *ctx)
 	struct mesh_connection *conn;
 	__u64 now;
 
-	account_add(attempts);
 	if (!sk)
 		return;
 	conn = connection_create(sk);
-	if (!conn)
+	if (!conn) {
+		account_add(storage_failed);
 		return;
+	}
+	account_add(attempts);
 	now = bpf_ktime_get_ns();
 	if (conn->phase != MESH_CALLED) {
 		/* No connect hook ran on this very socket: an MPTCP subflow, or we attached between the two hooks. */
@@ -130,7 +133,7 @@ static __always_inline void connection_passive(struct bpf_sock_ops *ctx)
 	if (!conn)
 		conn = connection_create(sk);
 	if (!conn) {
-		account_add(established[MESH_SERVER]);
+		account_add(storage_failed);
 		return;
 	}
 	now = bpf_ktime_get_ns();
@@ -163,13 +166,12 @@ static __always_inline void connection_close(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct mesh_connection *conn;
-	struct mesh_close_event *out;
+	struct mesh_close_event event, *out;
 	struct tcp_sock *tp;
 	unsigned long sk_flags;
 	bool established;
-	__u8 old_state = ctx->args[0], reason;
-	__u64 sent_bytes, received_bytes;
-	__u32 err, told;
+	__u8 old_state = ctx->args[0];
+	__u32 err;
 
 	if (!sk)
 		return;
@@ -195,29 +197,23 @@ static __always_inline void connection_close(struct bpf_sock_ops *ctx)
 
 	err = tp->inet_conn.icsk_inet.sk.sk_err;
 	sk_flags = tp->inet_conn.icsk_inet.sk.__sk_common.skc_flags;
-	reason = reason_of_close(established, old_state, err, sk_flags);
-	/* bytes_acked would count SYN and FIN; what was sent twice was one byte of the application's. */
-	sent_bytes = tp->bytes_sent - tp->bytes_retrans;
-	/* rcv_nxt, and bytes_received with it, steps over the peer's FIN; only tcp_fin() sets SOCK_DONE, right after that step. */
-	received_bytes = tp->bytes_received - !!(sk_flags & 1UL << SOCK_DONE);
-	told = __sync_fetch_and_or(&conn->told, MESH_TOLD_ATTEMPT | MESH_TOLD_ESTABLISHED | MESH_TOLD_END);
+	event.event = conn->event;
+	event.event.kind = MESH_CLOSE;
+	event.event.reason = reason_of_close(established, old_state, err, sk_flags);
+	event.event.old_state = old_state;
+	event.event.event_ns = bpf_ktime_get_ns();
+	event.sk_err = err;
+	totals_read(&event, tp, old_state);
+	event.event.told = __sync_fetch_and_or(&conn->told, MESH_TOLD_ATTEMPT | MESH_TOLD_ESTABLISHED | MESH_TOLD_END);
+	event.reported_sent_bytes = __sync_lock_test_and_set(&conn->reported_sent_bytes, event.sent_bytes);
+	event.reported_received_bytes = __sync_lock_test_and_set(&conn->reported_received_bytes, event.received_bytes);
+	event.reported_retransmits = __sync_lock_test_and_set(&conn->reported_retransmits, event.retransmits);
 	out = emit_reserve(sizeof(*out), MESH_CLOSE);
 	if (!out) {
-		lost_add(&conn->event, reason, told, sent_bytes, received_bytes, tp->total_retrans);
+		lost_add(&event);
 		return;
 	}
-	out->event = conn->event;
-	out->event.kind = MESH_CLOSE;
-	out->event.reason = reason;
-	out->event.old_state = old_state;
-	out->event.told = told;
-	out->event.event_ns = bpf_ktime_get_ns();
-	out->sent_bytes = sent_bytes;
-	out->received_bytes = received_bytes;
-	out->retransmits = tp->total_retrans;
-	out->srtt_us = tp->srtt_us >> 3;
-	out->min_rtt_us = tp->rtt_min.s[0].v;
-	out->sk_err = err;
+	*out = event;
 	bpf_ringbuf_submit(out, emit_flags());
 }
 

@@ -31,11 +31,12 @@ static __always_inline struct mesh_lost *lost_find(const struct mesh_event *even
 }
 
 /* Adds what the event would have: the same sums that agent/connection makes of one that gets through. */
-static __always_inline void lost_add(const struct mesh_event *event, __u8 reason, __u32 told, __u64 sent_bytes,
-				     __u64 received_bytes, __u32 retransmits)
+static __always_inline void lost_add(const struct mesh_close_event *close)
 {
+	const struct mesh_event *event = &close->event;
+	__u32 told = event->told;
 	bool by_edge;
-	struct mesh_lost *sums = lost_find(event, reason, &by_edge);
+	struct mesh_lost *sums = lost_find(event, event->reason, &by_edge);
 	bool client = event->role == MESH_CLIENT, established = event->established_ns != 0;
 
 	if (!sums)
@@ -53,9 +54,9 @@ static __always_inline void lost_add(const struct mesh_event *event, __u8 reason
 		__sync_fetch_and_add(&sums->closed, 1ULL);
 	else
 		__sync_fetch_and_add(&sums->failed, 1ULL);
-	__sync_fetch_and_add(&sums->sent_bytes, sent_bytes);
-	__sync_fetch_and_add(&sums->received_bytes, received_bytes);
-	__sync_fetch_and_add(&sums->retransmits, (__u64)retransmits);
+	__sync_fetch_and_add(&sums->sent_bytes, close->sent_bytes - close->reported_sent_bytes);
+	__sync_fetch_and_add(&sums->received_bytes, close->received_bytes - close->reported_received_bytes);
+	__sync_fetch_and_add(&sums->retransmits, (__u64)close->retransmits - close->reported_retransmits);
 	/* Last: user space reads the sums when it sees one of these move, and must not come too early for good. */
 	if (by_edge)
 		account_add(aggregated);

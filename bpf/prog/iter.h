@@ -3,6 +3,7 @@
 #define SIDELIGHT_ITER_H
 
 #include "../lib/owner.h"
+#include "../lib/totals.h"
 #include "../maps.h"
 
 /*
@@ -33,6 +34,70 @@ int mesh_adopt_listeners(struct bpf_iter__task_file *ctx)
 	conn = bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (conn && !conn->event.owner.pid)
 		owner_from_task(&conn->event.owner, task);
+	return 0;
+}
+
+/* Takes over what was reported, unless somebody else just did. */
+#define sweep_report(field)                                                                                     \
+	do {                                                                                                    \
+		__u64 before_ = conn->reported_##field;                                                         \
+		if (__sync_val_compare_and_swap(&conn->reported_##field, before_, (__u64)out.field) == before_) \
+			out.reported_##field = before_;                                                         \
+		else                                                                                            \
+			out.reported_##field = out.field;                                                       \
+	} while (0)
+
+/*
+ * Run once a report interval over the sockets that have state, in all network namespaces: what they have moved so far, and what
+ * lost events should have told of them. It holds no socket's lock; told and reported are atomics for that reason.
+ */
+SEC("iter/bpf_sk_storage_map")
+int mesh_sweep(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct seq_file *seq = ctx->meta->seq;
+	struct mesh_close_event out;
+	struct mesh_connection *conn;
+	struct sock *sk = ctx->sk;
+	struct tcp_sock *tp;
+	__u32 tells = 0;
+
+	if (!sk || !ctx->value)
+		return 0;
+	/* The same value, but typed as a map's: atomics need that. */
+	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	if (!conn || (conn->phase != MESH_CONNECTING && conn->phase != MESH_OPEN))
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	out.event = conn->event;
+	out.event.kind = MESH_SWEEP;
+	out.event.event_ns = bpf_ktime_get_ns();
+	out.sk_err = 0;
+	out.event.told = 0;
+	out.reported_sent_bytes = 0;
+	out.reported_received_bytes = 0;
+	out.reported_retransmits = 0;
+	totals_read(&out, tp, sk->__sk_common.skc_state);
+	/*
+	 * seq_write() takes what is smaller than the room left. Without room this socket comes again with the next read, and what is
+	 * written now is thrown away: then nothing may have been taken over as told.
+	 */
+	if (seq->count + sizeof(out) >= seq->size) {
+		bpf_seq_write(seq, &out, sizeof(out));
+		return 0;
+	}
+	if (out.event.role == MESH_CLIENT)
+		tells |= MESH_TOLD_ATTEMPT;
+	if (out.event.established_ns)
+		tells |= MESH_TOLD_ESTABLISHED;
+	out.event.told = __sync_fetch_and_or(&conn->told, tells);
+	if (out.event.told & MESH_TOLD_END)
+		return 0;
+	sweep_report(sent_bytes);
+	sweep_report(received_bytes);
+	sweep_report(retransmits);
+	bpf_seq_write(seq, &out, sizeof(out));
 	return 0;
 }
 

@@ -4,12 +4,14 @@ package accesslog
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
@@ -67,7 +69,8 @@ func (l *Log) Reopen() error {
 		return nil
 	}
 	// Addresses and process names are nobody else's business.
-	file, err := os.OpenFile(l.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
+	// Not blocking: opening a pipe that nobody reads would wait for ever, and now is an error.
+	file, err := os.OpenFile(l.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NONBLOCK, 0o640)
 	if err != nil {
 		return fmt.Errorf("open access log: %w", err)
 	}
@@ -76,7 +79,7 @@ func (l *Log) Reopen() error {
 	if l.file != nil {
 		l.file.Close()
 	}
-	l.file, l.out = file, file
+	l.file, l.out, l.torn = file, file, false
 	return nil
 }
 
@@ -156,9 +159,11 @@ func (l *Log) writeLines(buf []byte) (uint64, error) {
 // Close makes Run end after what is queued. The caller waits for Run, then calls CloseFile.
 func (l *Log) Close() { l.queue.Close() }
 
-// CloseFile closes the file. Safe twice.
+// CloseFile closes the file, unless Run hangs in a write that nobody takes. Safe twice.
 func (l *Log) CloseFile() error {
-	l.mu.Lock()
+	if !l.mu.TryLock() {
+		return errors.New("close access log: a write does not end")
+	}
 	defer l.mu.Unlock()
 	if l.file == nil {
 		return nil

@@ -169,6 +169,12 @@ func (s *Sums) add(r *enrich.Record) {
 	if c.Established != 0 && e.Role == connection.Client {
 		s.ConnectDuration.Observe(float64(e.EstablishedNS-e.ConnectNS)/second, &r.Event)
 	}
+	if e.Kind != connection.Close && e.Kind != connection.Sweep {
+		return
+	}
+	s.SentBytes += e.Totals.SentBytes - e.Reported.SentBytes
+	s.ReceivedBytes += e.Totals.ReceivedBytes - e.Reported.ReceivedBytes
+	s.Retransmits += uint64(e.Totals.Retransmits) - e.Reported.Retransmits
 	if e.Kind != connection.Close {
 		return
 	}
@@ -179,9 +185,6 @@ func (s *Sums) add(r *enrich.Record) {
 		s.Closed[e.Reason]++
 		s.ConnectionDuration.Observe(float64(e.EventNS-e.Key.StartNS)/second, &r.Event)
 	}
-	s.SentBytes += e.Totals.SentBytes
-	s.ReceivedBytes += e.Totals.ReceivedBytes
-	s.Retransmits += uint64(e.Totals.Retransmits)
 	if e.Totals.RTTUS != 0 {
 		s.RTT.Observe(float64(e.Totals.RTTUS)/1e6, &r.Event)
 	}

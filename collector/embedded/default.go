@@ -91,3 +91,17 @@ func at(root object, keys ...string) object {
 
 // literal keeps the collector from expanding a user's dollar sign.
 func literal(s string) string { return strings.ReplaceAll(s, "$", "$$") }
+
+// HasMetricsTelemetry says whether a collector configuration sets where the collector's own metrics go. Without it the collector would
+// listen on port 8888, and nobody here would know what its exporters dropped.
+func HasMetricsTelemetry(text []byte) bool {
+	var c struct {
+		Service struct {
+			Telemetry struct {
+				Metrics any `yaml:"metrics"`
+			} `yaml:"telemetry"`
+		} `yaml:"service"`
+	}
+	// A fault is for the collector to report, in its own words.
+	return yaml.Unmarshal(text, &c) == nil && c.Service.Telemetry.Metrics != nil
+}

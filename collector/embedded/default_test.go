@@ -109,3 +109,14 @@ func TestSignalsDoNotShareWhatTheyWereGiven(t *testing.T) {
 		}
 	}
 }
+
+func TestHasMetricsTelemetry(t *testing.T) {
+	for text, want := range map[string]bool{
+		"": false, "service: {}": false, "service: {telemetry: {logs: {level: warn}}}": false, "service: [": false,
+		"service: {telemetry: {metrics: {level: none}}}": true,
+	} {
+		if got := HasMetricsTelemetry([]byte(text)); got != want {
+			t.Errorf("%q: %v, want %v", text, got, want)
+		}
+	}
+}

@@ -244,6 +244,16 @@ func (a *agent) metrics() string {
 	return string(text)
 }
 
+// audit asks for the account.
+func (a *agent) audit() *auditReport {
+	a.t.Helper()
+	report, err := fetchAudit(a.t.Context(), a.Address)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return report
+}
+
 // waitClosed waits until the kernel has told the end of every connection.
 func (a *agent) waitClosed() {
 	a.t.Helper()

@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/collector/exporter"
 
 	"github.com/sidelight-mesh/sidelight/agent/config"
+	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/agent/datapath"
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
 	"github.com/sidelight-mesh/sidelight/agent/event"
@@ -107,10 +108,11 @@ func (n *node) prepareCollector(ctx context.Context, options nodeOptions) error 
 	switch {
 	case uri != "":
 	case n.config.OTelConfig != "":
-		if _, err := os.Stat(n.config.OTelConfig); err != nil {
+		text, err := os.ReadFile(n.config.OTelConfig)
+		if err != nil {
 			return fmt.Errorf("read collector configuration: %w", err)
 		}
-		uri, own = "file:"+n.config.OTelConfig, false
+		uri, own = "file:"+n.config.OTelConfig, !embedded.HasMetricsTelemetry(text)
 	case n.config.OTLP.Enabled():
 		if err := os.MkdirAll(n.config.StateDirectory, 0o700); err != nil {
 			return fmt.Errorf("make state_directory: %w", err)
@@ -134,7 +136,7 @@ func (n *node) prepareCollector(ctx context.Context, options nodeOptions) error 
 		},
 		Version:      version(),
 		OwnTelemetry: own,
-		Persistent:   own && options.collectorURI == "",
+		Persistent:   options.collectorURI == "" && n.config.OTelConfig == "",
 		Exporters:    options.exporters,
 		Logger:       n.logger,
 	})
@@ -172,8 +174,22 @@ func (n *node) prepareKernel() error {
 	n.pipeline = pipeline.New(pipeline.Options{
 		Limit: n.config.MaxConnections, Clock: event.MeasureClock, Identify: n.enricher.Identify, Sinks: sinks,
 		Losses: n.datapath.Losses, LossSinks: []pipeline.LossSink{n.edges},
+		Sweep: n.sweep, SweepInterval: n.config.ReportInterval,
 	})
 	return nil
+}
+
+// sweep decodes what the kernel tells of live sockets.
+func (n *node) sweep(observe func(*connection.Event)) error {
+	var e connection.Event
+	return n.datapath.Sweep(func(record []byte) {
+		if err := event.Decode(record, &e); err != nil {
+			n.stats.DecodeFailed.Add(1)
+			return
+		}
+		n.stats.Decoded[e.Kind].Add(1)
+		observe(&e)
+	})
 }
 
 func peerGroups(groups []config.PeerGroup) []enrich.PeerGroup {
@@ -329,7 +345,9 @@ func (n *node) release() {
 		n.datapath.Close()
 	}
 	if n.server != nil {
-		_ = n.server.Shutdown(context.Background())
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		_ = n.server.Shutdown(ctx)
+		cancel()
 	}
 	if n.log != nil {
 		n.log.CloseFile()

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -29,6 +30,7 @@ const (
 	clientUnread   = "client_unread"   // close with the response unread
 	clientAbandons = "client_abandons" // close while the handshake is under way
 	connectOnly    = "connect_only"    // the connect is to fail
+	clientHolds    = "client_holds"    // as clientCloses, once the file Until exists
 )
 
 // script is what a client is told to do. The socket's family is that of the address: a v4-mapped one makes an IPv6 socket.
@@ -41,6 +43,7 @@ type script struct {
 	Response int // bytes
 	// Spread gives each connection an address of its own, from Addr on.
 	Spread bool
+	Until  string
 }
 
 // headerBytes go before each request: ending, sizes.
@@ -151,6 +154,13 @@ func exchange(file *os.File, s script) error {
 		return fmt.Errorf("read response: %w", err)
 	}
 	switch s.Ending {
+	case clientHolds:
+		for {
+			if _, err := os.Stat(s.Until); err == nil {
+				return nil
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
 	case clientResets:
 		return unix.SetsockoptLinger(int(file.Fd()), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	case serverCloses:
@@ -234,8 +244,8 @@ func startServer(t *testing.T, ns netns.NsHandle, cgroup string, env ...string) 
 	return p, port
 }
 
-// runScript runs a client to its end.
-func runScript(t *testing.T, ns netns.NsHandle, cgroup string, s script) (pid int, result clientResult) {
+// startScript starts a client.
+func startScript(t *testing.T, ns netns.NsHandle, cgroup string, s script) *process {
 	t.Helper()
 	text, err := json.Marshal(s)
 	if err != nil {
@@ -243,7 +253,13 @@ func runScript(t *testing.T, ns netns.NsHandle, cgroup string, s script) (pid in
 	}
 	cmd := exec.Command(os.Args[0], string(text))
 	cmd.Env = append(os.Environ(), peerRole+"=client")
-	p := start(t, ns, cgroup, cmd)
+	return start(t, ns, cgroup, cmd)
+}
+
+// runScript runs a client to its end.
+func runScript(t *testing.T, ns netns.NsHandle, cgroup string, s script) (pid int, result clientResult) {
+	t.Helper()
+	p := startScript(t, ns, cgroup, s)
 	if err := json.Unmarshal([]byte(p.line()), &result); err != nil {
 		t.Fatal(err)
 	}

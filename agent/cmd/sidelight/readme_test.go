@@ -104,8 +104,6 @@ func stateInside(t *testing.T, file string) string {
 	}
 	dir := t.TempDir()
 	inside := bytes.ReplaceAll(text, []byte("/var/lib/sidelight/queue"), []byte(filepath.Join(dir, "queue")))
-	// The collector's own default would be port 8888 of the machine.
-	inside = bytes.ReplaceAll(inside, []byte("  telemetry:\n"), []byte("  telemetry:\n    metrics: {level: none}\n"))
 	path := filepath.Join(dir, "collector.yaml")
 	if err := os.WriteFile(path, inside, 0o600); err != nil {
 		t.Fatal(err)
