@@ -1,0 +1,43 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"syscall"
+	"time"
+)
+
+// boot runs a machine to its end.
+func boot(ctx context.Context, k kernel, vmlinuz, initramfs string, log *console, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	args := append([]string{
+		"-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "1536",
+		"-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
+		"-kernel", vmlinuz, "-initrd", initramfs,
+		// A panic reboots, and a reboot ends QEMU. The emulated clock is too slow for the watchdog's taste.
+		"-append", "console=ttyS0 quiet panic=-1 nowatchdog",
+	}, k.qemu...)
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	err := cmd.Run()
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return fmt.Errorf("it did not end within %v", timeout)
+	case err != nil:
+		return fmt.Errorf("qemu: %w", err)
+	case !log.says(allPassed):
+		return errors.New("it ended without saying that all passed")
+	}
+	return nil
+}
+
+func (c *console) says(line string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return bytes.Contains(c.text.Bytes(), []byte(line))
+}
