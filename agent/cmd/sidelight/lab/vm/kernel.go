@@ -14,15 +14,23 @@ import (
 
 // kernel is one that Debian 12 offers.
 type kernel struct {
-	name  string   // its series
-	suite string   // of the archive
-	qemu  []string // what it wants besides
+	name  string // its series
+	suite string // of the archive
 }
 
 // debian are the kernels that are tested. The package for clouds is the same source with fewer modules, which is less to download.
 var debian = []kernel{
 	{name: "6.1", suite: "bookworm-security"},
-	{name: "6.12", suite: "bookworm-backports", qemu: []string{"-M", "q35"}},
+	{name: "6.12", suite: "bookworm-backports"},
+}
+
+func debianKernel(name string) (kernel, bool) {
+	for _, k := range debian {
+		if k.name == name {
+			return k, true
+		}
+	}
+	return kernel{}, false
 }
 
 const kernelPackage = "linux-image-cloud-amd64"

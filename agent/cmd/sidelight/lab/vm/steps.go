@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -49,7 +50,7 @@ func steps(patience int) []step {
 	}
 	for i, s := range all {
 		if s.tests != nil {
-			all[i].args = []string{"-test.v", "-test.run", "^(" + strings.Join(s.tests, "|") + ")$"}
+			all[i].args = []string{"-test.v", "-test.timeout", "8m", "-test.run", "^(" + strings.Join(s.tests, "|") + ")$"}
 		}
 	}
 	return all
@@ -95,10 +96,10 @@ type result struct {
 	passed, failed []string // names of tests, the passed ones with the time that they took
 }
 
-// A line of the kernel may come in between, so a line of a test need not begin one. Subtests are indented.
+// A console ends lines its own way. Subtests are indented, and part of their test.
 var (
-	verifierLine = regexp.MustCompile(`(?m)verifier: (\w+) (\d+)\r?$`)
-	testLine     = regexp.MustCompile(`(?m)^(?:\[.*\] )?--- (PASS|FAIL|SKIP): (\w+) (\(.*\))\r?$`)
+	verifierLine = regexp.MustCompile(`(?m)^verifier: (\w+) (\d+)\r?$`)
+	testLine     = regexp.MustCompile(`(?m)^--- (PASS|FAIL|SKIP): (\w+) (\(.*\))\r?$`)
 )
 
 func (c *console) result() result {
@@ -110,10 +111,13 @@ func (c *console) result() result {
 		r.counts[m[1]], _ = strconv.Atoi(m[2])
 	}
 	for _, m := range testLine.FindAllStringSubmatch(text, -1) {
-		if m[1] == "PASS" {
+		switch m[1] {
+		case "PASS":
 			r.passed = append(r.passed, m[2]+" "+m[3])
-		} else {
+		case "FAIL":
 			r.failed = append(r.failed, m[2]+" "+m[3])
+		case "SKIP":
+			r.failed = append(r.failed, m[2]+" was skipped")
 		}
 	}
 	return r
@@ -129,7 +133,7 @@ func (r result) missing(all []step) []string {
 		}
 		return false
 	}
-	faults := r.failed
+	faults := slices.Clone(r.failed)
 	for _, s := range all {
 		for _, test := range s.tests {
 			if !has(r.passed, test) && !has(r.failed, test) {
