@@ -17,7 +17,7 @@ func boot(ctx context.Context, vmlinuz, initramfs string, log *console, timeout 
 	args := []string{
 		// 6.12 does not come up on the older machine type. Without cx16, because after a cmpxchg16b of the kernel's allocator the
 		// flags were garbage under QEMU 7.2, and 6.12 ended in a double fault; without the feature the kernel does it otherwise.
-		"-accel", "tcg", "-M", "q35", "-cpu", "max,-cx16", "-smp", "1", "-m", "1536",
+		"-accel", "tcg", "-M", "q35", "-cpu", "max,-cx16", "-smp", "2", "-m", "1536",
 		"-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
 		"-kernel", vmlinuz, "-initrd", initramfs,
 		// A panic reboots, and a reboot ends QEMU. The emulated clock is too slow for the watchdog's taste.

@@ -44,8 +44,8 @@ func steps(patience int) []step {
 		{program: testProgram, args: []string{"check"}},
 		{program: datapathTests, tests: []string{"TestVerifierCounts", "TestPrivileges"}},
 		{program: liveTests, tests: []string{
-			"TestConnections", "TestServerBeforeAgent", "TestOutside", "TestExport", "TestOTelConfig", "TestRotation", "TestEndpoints",
-			"TestDemo", "TestDemoInterrupted",
+			"TestConnections", "TestServerBeforeAgent", "TestOutside", "TestLoss", "TestLossWithoutRoom", "TestAudit", "TestExport",
+			"TestOTelConfig", "TestRotation", "TestEndpoints", "TestDemo", "TestDemoInterrupted",
 		}, env: []string{"SIDELIGHT_TEST_PATIENCE=" + strconv.Itoa(patience)}},
 	}
 	for i, s := range all {
