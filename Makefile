@@ -32,6 +32,12 @@ test-unit: ## the tests that need neither root nor anything installed
 test-cross: ## everything compiles for arm64 too
 	GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./agent/cmd/sidelight
 
+.PHONY: test-kernels
+test-kernels: ## live tests on Debian's 6.1 and 6.12 (QEMU, no KVM) and on the running kernel (root); UPDATE=1 rewrites bpf/verifier.yaml
+	@./.ci/setup kernels
+	CGO_ENABLED=0 go build -o bin/test-kernels ./agent/cmd/sidelight/lab/vm
+	./bin/test-kernels $(if $(UPDATE),-update) $(KERNELS_FLAGS)
+
 .PHONY: fuzz
 fuzz: ## fuzz the decoder for 30 s
 	go test -run '^$$' -fuzz FuzzDecode -fuzztime 30s ./agent/event

@@ -88,7 +88,7 @@ func TestDemoInterrupted(t *testing.T) {
 		if err != nil {
 			t.Errorf("%v: %s", err, &out)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(patiently(t, 20*time.Second)):
 		_ = cmd.Process.Kill()
 		t.Fatal("it does not end")
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -24,6 +25,12 @@ import (
 
 // program is the one under test, built by TestMain.
 var program string
+
+// Of the environment, for runs where there is no Go tool, and where a machine is emulated: "make test-kernels".
+const (
+	givenProgram = "SIDELIGHT_TEST_PROGRAM"  // a program that is built already
+	patience     = "SIDELIGHT_TEST_PATIENCE" // a factor for every deadline of a test
+)
 
 // peerRole makes this test binary a client or a server: see peer_test.go.
 const peerRole = "SIDELIGHT_TEST_PEER"
@@ -45,6 +52,9 @@ func TestMain(m *testing.M) {
 }
 
 func buildAndRun(m *testing.M) (int, error) {
+	if program = os.Getenv(givenProgram); program != "" {
+		return m.Run(), nil
+	}
 	dir, err := os.MkdirTemp("", "sidelight-test-")
 	if err != nil {
 		return 0, err
@@ -313,6 +323,7 @@ func eventually(t *testing.T, what string, f func() error) {
 
 func eventuallyWithin(t *testing.T, limit time.Duration, what string, f func() error) {
 	t.Helper()
+	limit = patiently(t, limit)
 	deadline := time.Now().Add(limit)
 	for {
 		err := f()
@@ -324,4 +335,18 @@ func eventuallyWithin(t *testing.T, limit time.Duration, what string, f func() e
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
+}
+
+// patiently is a deadline on the machine that this runs on.
+func patiently(t *testing.T, limit time.Duration) time.Duration {
+	t.Helper()
+	factor := os.Getenv(patience)
+	if factor == "" {
+		return limit
+	}
+	n, err := strconv.Atoi(factor)
+	if err != nil || n < 1 {
+		t.Fatalf("%s=%q: want a whole number from 1 on", patience, factor)
+	}
+	return time.Duration(n) * limit
 }

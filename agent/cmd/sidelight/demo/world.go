@@ -122,12 +122,13 @@ func removeStale(cgroup2 string) {
 
 // connect lays the cable and gives out the addresses.
 func (w *World) connect() error {
-	client, err := netlink.NewHandleAt(w.client)
+	// Only the family that is needed: without one named, a kernel that lacks XFRM or netfilter is refused.
+	client, err := netlink.NewHandleAt(w.client, unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	defer client.Close()
-	services, err := netlink.NewHandleAt(w.services)
+	services, err := netlink.NewHandleAt(w.services, unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
