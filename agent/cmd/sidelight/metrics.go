@@ -20,7 +20,7 @@ import (
 func (n *node) metrics() (http.Handler, error) {
 	registry := prometheus.NewRegistry()
 	for _, c := range []prometheus.Collector{
-		promview.New(n.edges.Snapshot, event.MeasureClock),
+		promview.New(n.snapshot, event.MeasureClock),
 		&selfMetrics{node: n},
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),

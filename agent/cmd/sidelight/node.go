@@ -130,7 +130,7 @@ func (n *node) prepareCollector(ctx context.Context, options nodeOptions) error 
 	n.collector = embedded.New(embedded.Options{
 		URI: uri,
 		Mesh: meshreceiver.Settings{
-			Source: source{n.records, n.edges}, Clock: event.MeasureClock, Boot: n.boot, HostName: host,
+			Source: source{n.records, n}, Clock: event.MeasureClock, Boot: n.boot, HostName: host,
 			OnStart: func() { n.received.Store(true) },
 			OnEnd:   sync.OnceFunc(func() { close(n.handedOn) }),
 		},
@@ -203,10 +203,21 @@ func peerGroups(groups []config.PeerGroup) []enrich.PeerGroup {
 // source is the mesh receiver's view of this node.
 type source struct {
 	*queue.Queue
-	edges *edge.Table
+	node *node
 }
 
-func (s source) Edges() edge.Snapshot { return s.edges.Snapshot() }
+func (s source) Edges() edge.Snapshot { return s.node.snapshot() }
+
+// snapshot returns the edges with everything in them that the kernel had told by the time of the call. If the ring cannot be drained
+// in time, what is not read yet is missing until the next.
+func (n *node) snapshot() edge.Snapshot {
+	ctx, cancel := context.WithTimeout(context.Background(), auditTime)
+	defer cancel()
+	if err := n.reader.Drain(ctx); err != nil {
+		n.logger.Debug("the ring was not drained for a report", "error", err)
+	}
+	return n.edges.Snapshot()
+}
 
 // run attaches, works until the context ends, and lets go in the reverse order: no new events, what is in the ring, what waits for
 // the log and the exporters.
