@@ -138,7 +138,8 @@ func OpenCgroup(dir string) (Cgroup, error) {
 const BPFFS = "/sys/fs/bpf"
 
 // MountBPFFS mounts bpffs at its usual place unless some bpffs is mounted there, and says whether it did. The mount stays: what
-// is pinned there, by us or others, would go with it.
+// is pinned there, by us or others, would go with it. A fresh bpffs is not empty where the kernel has CONFIG_BPF_PRELOAD: maps.debug and
+// progs.debug are the kernel's own.
 func MountBPFFS() (bool, error) {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(BPFFS, &fs); err != nil {

@@ -114,6 +114,9 @@ func TestConstants(t *testing.T) {
 		{"the last kind", uint8(connection.Sweep), bpf.KindCount - 1},
 		{"client", uint8(connection.Client), bpf.Client},
 		{"server", uint8(connection.Server), bpf.Server},
+		{"told of the attempt", uint32(connection.ToldAttempt), bpf.ToldAttempt},
+		{"told of the handshake", uint32(connection.ToldEstablished), bpf.ToldEstablished},
+		{"told of the end", uint32(connection.ToldEnd), bpf.ToldEnd},
 		{"the number of reasons", uint8(connection.ReasonCount), bpf.ReasonCount},
 		// Stats counts by kind, so it needs room for each.
 		{"room in Stats", uint8(len(new(Stats).Decoded)), bpf.KindCount},
