@@ -11,7 +11,7 @@
 #include <linux/types.h>
 
 /* Raised by every change of a layout below. */
-#define MESH_ABI_VERSION 3
+#define MESH_ABI_VERSION 4
 
 #pragma clang diagnostic push
 #pragma clang diagnostic error "-Wpadded"
@@ -63,7 +63,14 @@ enum mesh_told {
 	MESH_TOLD_END = 4,
 };
 
-/* The process that called connect() or listen(). All zero when it is not known. */
+/* What is special about a connection. */
+enum mesh_flags {
+	MESH_ADOPTED = 1, /* it began before we did: start_ns is when it was adopted */
+	MESH_ADOPTED_OPEN = 2, /* and it was open already: it counts as adopted, neither as attempt nor as established */
+	MESH_STATELESS = 4, /* no room for its state: only its end is told, and start_ns is that */
+};
+
+/* The process that called connect() or listen(); of an adopted one, a process that had it open. All zero when it is not known. */
 struct mesh_owner {
 	__u64 start_boottime_ns; /* of the thread group leader; with pid it names a process for good */
 	__u32 pid; /* thread group id in the initial pid namespace */
@@ -91,26 +98,32 @@ struct mesh_event {
 	__u64 cgroup_id; /* cgroup v2 of the socket, which the process cannot change after socket() */
 	struct mesh_owner owner;
 	__u32 client_isn; /* the client's initial sequence number: both ends know it, so both can name the connection alike */
-	__u32 told; /* enum mesh_told, before this event */
+	__u16 told; /* enum mesh_told, before this event */
+	__u16 flags; /* enum mesh_flags */
 	__u64 event_ns;
 };
 
 /*
  * MESH_CLOSE and MESH_SWEEP: the totals are payload only, each byte once: no SYN, no FIN, no retransmission. Exact at MESH_CLOSE; a
  * MESH_SWEEP reads them without the socket's lock, and what it reads too much or too little the next report makes up for: sums
- * take the difference to what was reported, modulo 2^64.
+ * take the difference to what was reported, modulo the width of the field.
  */
 struct mesh_close_event {
 	struct mesh_event event;
 	__u64 reported_sent_bytes; /* before this event */
 	__u64 reported_received_bytes;
-	__u64 reported_retransmits;
+	__u32 reported_retransmits;
+	__u32 reported_syn_retransmits;
 	__u64 sent_bytes;
 	__u64 received_bytes;
+	__u64 first_sent_ns; /* the first byte of payload left; 0: none did, or it was not seen */
+	__u64 first_received_ns; /* the first byte of payload was here when a segment left for the peer: mostly its acknowledgement */
 	__u32 retransmits; /* segments, SYN among them */
+	__u32 syn_retransmits; /* of these, during the handshake */
 	__u32 srtt_us; /* 0: never measured */
 	__u32 min_rtt_us; /* ~0: never measured */
 	__u32 sk_err; /* positive errno that the kernel left in the socket */
+	__u32 reserved;
 };
 
 /* Whose sums a lost MESH_CLOSE goes to: the facts that an edge is made of. */
@@ -126,6 +139,7 @@ struct mesh_lost_key {
 struct mesh_lost {
 	__u64 attempts;
 	__u64 established;
+	__u64 adopted;
 	__u64 failed;
 	__u64 closed;
 	__u64 connecting_down;
@@ -133,18 +147,25 @@ struct mesh_lost {
 	__u64 sent_bytes;
 	__u64 received_bytes;
 	__u64 retransmits;
+	__u64 syn_retransmits;
 };
 
 /* The kernel's side of the account, one per CPU; each field only grows. */
 struct mesh_account {
-	__u64 attempts; /* SYN about to leave */
+	__u64 attempts; /* SYN about to leave, or waiting for its answer when it was adopted */
 	__u64 established[MESH_ROLE_COUNT];
+	__u64 adopted[MESH_ROLE_COUNT]; /* open when we came */
 	__u64 failed; /* clients that reached TCP_CLOSE without a handshake */
 	__u64 closed[MESH_ROLE_COUNT]; /* reached TCP_CLOSE after a handshake */
 	__u64 submitted[MESH_KIND_COUNT];
 	__u64 reserve_failed[MESH_KIND_COUNT]; /* no room in the ring */
-	__u64 storage_failed; /* no per-socket state: the connection is not followed */
-	__u64 untracked_closed; /* closed without state: it began before the agent did, or storage failed */
+	__u64 storage_failed[MESH_ROLE_COUNT]; /* no per-socket state: only the end is told */
+	__u64 stateless_established; /* those of them, and of `established`, that got through the handshake */
+	__u64 adopted_connecting; /* those of `attempts` that were under way when we came */
+	__u64 adopt_failed; /* open when we came, and not adopted for want of per-socket state */
+	__u64 traced; /* adopted, with an end that only mesh_state sees */
+	__u64 traced_closed; /* those of them that ended */
+	__u64 untracked_closed; /* closed without state: it began before we did and was not adopted */
 	__u64 aggregated; /* MESH_CLOSE without room in the ring that went into `lost` */
 	__u64 totalled; /* the same where `lost` was full too: they went into `lost_totals` */
 };
@@ -153,9 +174,9 @@ struct mesh_account {
 
 _Static_assert(sizeof(struct mesh_owner) == 32, "mesh_owner");
 _Static_assert(sizeof(struct mesh_event) == 128, "mesh_event");
-_Static_assert(sizeof(struct mesh_close_event) == 184, "mesh_close_event");
+_Static_assert(sizeof(struct mesh_close_event) == 208, "mesh_close_event");
 _Static_assert(sizeof(struct mesh_lost_key) == 32, "mesh_lost_key");
-_Static_assert(sizeof(struct mesh_lost) == 72, "mesh_lost");
-_Static_assert(sizeof(struct mesh_account) == 8 * (1 + 3 + 1 + 3 + 5 + 5 + 4), "mesh_account");
+_Static_assert(sizeof(struct mesh_lost) == 88, "mesh_lost");
+_Static_assert(sizeof(struct mesh_account) == 8 * (1 + 3 + 3 + 1 + 3 + 5 + 5 + 3 + 8), "mesh_account");
 
 #endif

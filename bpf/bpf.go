@@ -7,7 +7,7 @@ package bpf
 
 import "github.com/cilium/ebpf"
 
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -no-global-types -target bpfel -type mesh_event -type mesh_close_event -type mesh_account -type mesh_lost_key -type mesh_lost -type mesh_told -type mesh_kind -type mesh_role -type mesh_reason mesh mesh.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -no-global-types -target bpfel -type mesh_event -type mesh_close_event -type mesh_account -type mesh_lost_key -type mesh_lost -type mesh_told -type mesh_flags -type mesh_kind -type mesh_role -type mesh_reason mesh mesh.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
 
 type (
 	// Event is struct mesh_event of abi.h, as bpf2go derives it from the object's BTF; so are the next two.
@@ -24,10 +24,13 @@ type (
 	Objects = meshObjects
 )
 
+// ABIVersion is MESH_ABI_VERSION: recorded event streams name it.
+const ABIVersion = 4
+
 // Sizes of the ring's records in bytes; abi.h asserts the same.
 const (
 	EventSize      = 128
-	CloseEventSize = 184
+	CloseEventSize = 208
 )
 
 // Kinds of events, as in enum mesh_kind.
@@ -52,6 +55,13 @@ const (
 	ToldEnd         = uint32(meshMeshToldMESH_TOLD_END)
 )
 
+// What is special about a connection, as in enum mesh_flags.
+const (
+	Adopted     = uint32(meshMeshFlagsMESH_ADOPTED)
+	AdoptedOpen = uint32(meshMeshFlagsMESH_ADOPTED_OPEN)
+	Stateless   = uint32(meshMeshFlagsMESH_STATELESS)
+)
+
 // RoleCount is the number of values in enum mesh_role.
 const RoleCount = uint8(meshMeshRoleMESH_ROLE_COUNT)
 
@@ -63,8 +73,10 @@ const NoRTT = ^uint32(0)
 
 // Names inside the object that a loader sets before loading.
 const (
-	EventsMap   = meshMapEvents
-	WakeupBytes = meshVarWakeupBytes
+	EventsMap      = meshMapEvents
+	WakeupBytes    = meshVarWakeupBytes
+	AttachedCgroup = meshVarAttachedCgroup
+	FirstBytes     = meshVarFirstBytes
 )
 
 // Spec returns the embedded object, not yet loaded. Each call returns a copy of its own.

@@ -16,14 +16,34 @@ struct kernfs_node {
 
 struct cgroup {
 	struct kernfs_node *kn;
+	int level; /* 0 for the root */
+	struct cgroup *ancestors[]; /* by level, since 6.1 */
+};
+
+struct cgroup___ids { /* before */
+	int level;
+	__u64 ancestor_ids[];
 };
 
 struct sock_cgroup_data {
 	struct cgroup *cgroup; /* a plain pointer since 5.15 (8520e224f547) */
 };
 
+struct in6_addr {
+	union {
+		__be32 u6_addr32[4];
+	} in6_u;
+};
+
 struct sock_common {
+	__be32 skc_daddr;
+	__be32 skc_rcv_saddr;
+	__be16 skc_dport;
+	__u16 skc_num; /* the local port */
+	unsigned short skc_family;
 	volatile unsigned char skc_state;
+	struct in6_addr skc_v6_daddr;
+	struct in6_addr skc_v6_rcv_saddr;
 	unsigned long skc_flags; /* bits of enum sock_flags */
 };
 
@@ -38,8 +58,13 @@ struct inet_sock {
 	struct sock sk;
 };
 
+struct inet_bind_bucket {
+	signed char fastreuse; /* -1: connect() chose the port */
+};
+
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
+	struct inet_bind_bucket *icsk_bind_hash;
 };
 
 struct minmax_sample {
@@ -54,6 +79,8 @@ struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u64 bytes_acked;
 	__u64 bytes_received;
+	__u64 bytes_sent;
+	__u64 bytes_retrans;
 	__u32 write_seq;
 	__u32 snd_nxt;
 	__u32 snd_una;
@@ -61,6 +88,7 @@ struct tcp_sock {
 	__u32 total_retrans;
 	__u32 srtt_us; /* eight times the smoothed RTT */
 	struct minmax rtt_min;
+	__u8 bpf_sock_ops_cb_flags;
 };
 
 struct task_struct {
@@ -95,6 +123,12 @@ struct bpf_iter__bpf_sk_storage_map {
 	void *value;
 };
 
+/* net/ipv4/tcp_ipv4.c */
+struct bpf_iter__tcp {
+	struct bpf_iter_meta *meta;
+	struct sock_common *sk_common;
+};
+
 /* kernel/bpf/task_iter.c */
 struct bpf_iter__task_file {
 	struct bpf_iter_meta *meta;
@@ -114,5 +148,9 @@ enum sock_flags {
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
 
 #define AF_INET 2
+#define SOL_TCP 6
+
+/* include/uapi/linux/bpf.h since 6.12: a setsockopt for programs, level SOL_TCP. An older kernel says EINVAL. */
+#define MESH_TCP_BPF_SOCK_OPS_CB_FLAGS 1008
 
 #endif

@@ -25,13 +25,20 @@ struct mesh_connection {
 	/* What user space has in its sums; changed by atomics only, because the sweep does not lock the socket. */
 	__u64 reported_sent_bytes;
 	__u64 reported_received_bytes;
-	__u64 reported_retransmits;
+	__u32 reported_retransmits;
+	__u32 reported_syn_retransmits;
+	__u64 first_sent_ns;
+	__u64 first_received_ns;
+	__u32 syn_retransmits; /* known when the handshake is done */
+	__u16 looks; /* at segments that left, for the first bytes */
+	__u16 traced; /* mesh_state sees the end, not mesh_sockops */
 };
 
 /*
- * Purpose: the state above. Writer: connect and sockops programs. Deleter: the kernel, when the socket is freed.
+ * Purpose: the state above. Writer: all programs. Deleter: the kernel, when the socket is freed.
  * Size: one value per live socket, charged to the socket's own option memory, so there is no limit to set and none that another
- * socket could exhaust; a socket whose own process used that memory up has no state, which is counted as storage_failed.
+ * socket could exhaust; a socket whose own process used that memory up has no state, which is counted as storage_failed, and is
+ * told by its end only.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);

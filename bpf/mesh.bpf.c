@@ -17,12 +17,14 @@
 #include "prog/connect.h"
 #include "prog/iter.h"
 #include "prog/sockops.h"
+#include "prog/trace.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /* Keeps the types in BTF, so that bpf2go makes Go types of them. */
 const struct mesh_event *mesh_event_ __attribute__((unused));
 const struct mesh_close_event *mesh_close_event_ __attribute__((unused));
+const enum mesh_flags *mesh_flags_ __attribute__((unused));
 const enum mesh_told *mesh_told_ __attribute__((unused));
 const enum mesh_kind *mesh_kind_ __attribute__((unused));
 const enum mesh_role *mesh_role_ __attribute__((unused));

@@ -14,31 +14,42 @@ import (
 )
 
 type meshMeshAccount struct {
-	_               structs.HostLayout
-	Attempts        uint64
-	Established     [3]uint64
-	Failed          uint64
-	Closed          [3]uint64
-	Submitted       [5]uint64
-	ReserveFailed   [5]uint64
-	StorageFailed   uint64
-	UntrackedClosed uint64
-	Aggregated      uint64
-	Totalled        uint64
+	_                    structs.HostLayout
+	Attempts             uint64
+	Established          [3]uint64
+	Adopted              [3]uint64
+	Failed               uint64
+	Closed               [3]uint64
+	Submitted            [5]uint64
+	ReserveFailed        [5]uint64
+	StorageFailed        [3]uint64
+	StatelessEstablished uint64
+	AdoptedConnecting    uint64
+	AdoptFailed          uint64
+	Traced               uint64
+	TracedClosed         uint64
+	UntrackedClosed      uint64
+	Aggregated           uint64
+	Totalled             uint64
 }
 
 type meshMeshCloseEvent struct {
-	_                     structs.HostLayout
-	Event                 meshMeshEvent
-	ReportedSentBytes     uint64
-	ReportedReceivedBytes uint64
-	ReportedRetransmits   uint64
-	SentBytes             uint64
-	ReceivedBytes         uint64
-	Retransmits           uint32
-	SrttUs                uint32
-	MinRttUs              uint32
-	SkErr                 uint32
+	_                      structs.HostLayout
+	Event                  meshMeshEvent
+	ReportedSentBytes      uint64
+	ReportedReceivedBytes  uint64
+	ReportedRetransmits    uint32
+	ReportedSynRetransmits uint32
+	SentBytes              uint64
+	ReceivedBytes          uint64
+	FirstSentNs            uint64
+	FirstReceivedNs        uint64
+	Retransmits            uint32
+	SynRetransmits         uint32
+	SrttUs                 uint32
+	MinRttUs               uint32
+	SkErr                  uint32
+	Reserved               uint32
 }
 
 type meshMeshEvent struct {
@@ -64,9 +75,18 @@ type meshMeshEvent struct {
 		Comm            [16]int8
 	}
 	ClientIsn uint32
-	Told      uint32
+	Told      uint16
+	Flags     uint16
 	EventNs   uint64
 }
+
+type meshMeshFlags uint32
+
+const (
+	meshMeshFlagsMESH_ADOPTED      meshMeshFlags = 1
+	meshMeshFlagsMESH_ADOPTED_OPEN meshMeshFlags = 2
+	meshMeshFlagsMESH_STATELESS    meshMeshFlags = 4
+)
 
 type meshMeshKind uint32
 
@@ -83,6 +103,7 @@ type meshMeshLost struct {
 	_              structs.HostLayout
 	Attempts       uint64
 	Established    uint64
+	Adopted        uint64
 	Failed         uint64
 	Closed         uint64
 	ConnectingDown uint64
@@ -90,6 +111,7 @@ type meshMeshLost struct {
 	SentBytes      uint64
 	ReceivedBytes  uint64
 	Retransmits    uint64
+	SynRetransmits uint64
 }
 
 type meshMeshLostKey struct {
@@ -141,23 +163,28 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	meshMapAccount             = "account"
-	meshMapConnections         = "connections"
-	meshMapEvents              = "events"
-	meshMapLost                = "lost"
-	meshMapLostTotals          = "lost_totals"
-	meshProgMeshAdoptListeners = "mesh_adopt_listeners"
-	meshProgMeshConnect4       = "mesh_connect4"
-	meshProgMeshConnect6       = "mesh_connect6"
-	meshProgMeshSockops        = "mesh_sockops"
-	meshProgMeshSweep          = "mesh_sweep"
-	meshVarMeshCloseEvent      = "mesh_close_event_"
-	meshVarMeshEvent           = "mesh_event_"
-	meshVarMeshKind            = "mesh_kind_"
-	meshVarMeshReason          = "mesh_reason_"
-	meshVarMeshRole            = "mesh_role_"
-	meshVarMeshTold            = "mesh_told_"
-	meshVarWakeupBytes         = "wakeup_bytes"
+	meshMapAccount          = "account"
+	meshMapConnections      = "connections"
+	meshMapEvents           = "events"
+	meshMapLost             = "lost"
+	meshMapLostTotals       = "lost_totals"
+	meshProgMeshAdopt       = "mesh_adopt"
+	meshProgMeshAdoptOwners = "mesh_adopt_owners"
+	meshProgMeshConnect4    = "mesh_connect4"
+	meshProgMeshConnect6    = "mesh_connect6"
+	meshProgMeshSockops     = "mesh_sockops"
+	meshProgMeshState       = "mesh_state"
+	meshProgMeshSweep       = "mesh_sweep"
+	meshVarAttachedCgroup   = "attached_cgroup"
+	meshVarFirstBytes       = "first_bytes"
+	meshVarMeshCloseEvent   = "mesh_close_event_"
+	meshVarMeshEvent        = "mesh_event_"
+	meshVarMeshFlags        = "mesh_flags_"
+	meshVarMeshKind         = "mesh_kind_"
+	meshVarMeshReason       = "mesh_reason_"
+	meshVarMeshRole         = "mesh_role_"
+	meshVarMeshTold         = "mesh_told_"
+	meshVarWakeupBytes      = "wakeup_bytes"
 )
 
 // loadMesh returns the embedded CollectionSpec for mesh.
@@ -202,11 +229,13 @@ type meshSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type meshProgramSpecs struct {
-	MeshAdoptListeners *ebpf.ProgramSpec `ebpf:"mesh_adopt_listeners"`
-	MeshConnect4       *ebpf.ProgramSpec `ebpf:"mesh_connect4"`
-	MeshConnect6       *ebpf.ProgramSpec `ebpf:"mesh_connect6"`
-	MeshSockops        *ebpf.ProgramSpec `ebpf:"mesh_sockops"`
-	MeshSweep          *ebpf.ProgramSpec `ebpf:"mesh_sweep"`
+	MeshAdopt       *ebpf.ProgramSpec `ebpf:"mesh_adopt"`
+	MeshAdoptOwners *ebpf.ProgramSpec `ebpf:"mesh_adopt_owners"`
+	MeshConnect4    *ebpf.ProgramSpec `ebpf:"mesh_connect4"`
+	MeshConnect6    *ebpf.ProgramSpec `ebpf:"mesh_connect6"`
+	MeshSockops     *ebpf.ProgramSpec `ebpf:"mesh_sockops"`
+	MeshState       *ebpf.ProgramSpec `ebpf:"mesh_state"`
+	MeshSweep       *ebpf.ProgramSpec `ebpf:"mesh_sweep"`
 }
 
 // meshMapSpecs contains maps before they are loaded into the kernel.
@@ -224,8 +253,11 @@ type meshMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type meshVariableSpecs struct {
+	AttachedCgroup *ebpf.VariableSpec `ebpf:"attached_cgroup"`
+	FirstBytes     *ebpf.VariableSpec `ebpf:"first_bytes"`
 	MeshCloseEvent *ebpf.VariableSpec `ebpf:"mesh_close_event_"`
 	MeshEvent      *ebpf.VariableSpec `ebpf:"mesh_event_"`
+	MeshFlags      *ebpf.VariableSpec `ebpf:"mesh_flags_"`
 	MeshKind       *ebpf.VariableSpec `ebpf:"mesh_kind_"`
 	MeshReason     *ebpf.VariableSpec `ebpf:"mesh_reason_"`
 	MeshRole       *ebpf.VariableSpec `ebpf:"mesh_role_"`
@@ -274,8 +306,11 @@ func (m *meshMaps) Close() error {
 //
 // It can be passed to loadMeshObjects or ebpf.CollectionSpec.LoadAndAssign.
 type meshVariables struct {
+	AttachedCgroup *ebpf.Variable `ebpf:"attached_cgroup"`
+	FirstBytes     *ebpf.Variable `ebpf:"first_bytes"`
 	MeshCloseEvent *ebpf.Variable `ebpf:"mesh_close_event_"`
 	MeshEvent      *ebpf.Variable `ebpf:"mesh_event_"`
+	MeshFlags      *ebpf.Variable `ebpf:"mesh_flags_"`
 	MeshKind       *ebpf.Variable `ebpf:"mesh_kind_"`
 	MeshReason     *ebpf.Variable `ebpf:"mesh_reason_"`
 	MeshRole       *ebpf.Variable `ebpf:"mesh_role_"`
@@ -287,19 +322,23 @@ type meshVariables struct {
 //
 // It can be passed to loadMeshObjects or ebpf.CollectionSpec.LoadAndAssign.
 type meshPrograms struct {
-	MeshAdoptListeners *ebpf.Program `ebpf:"mesh_adopt_listeners"`
-	MeshConnect4       *ebpf.Program `ebpf:"mesh_connect4"`
-	MeshConnect6       *ebpf.Program `ebpf:"mesh_connect6"`
-	MeshSockops        *ebpf.Program `ebpf:"mesh_sockops"`
-	MeshSweep          *ebpf.Program `ebpf:"mesh_sweep"`
+	MeshAdopt       *ebpf.Program `ebpf:"mesh_adopt"`
+	MeshAdoptOwners *ebpf.Program `ebpf:"mesh_adopt_owners"`
+	MeshConnect4    *ebpf.Program `ebpf:"mesh_connect4"`
+	MeshConnect6    *ebpf.Program `ebpf:"mesh_connect6"`
+	MeshSockops     *ebpf.Program `ebpf:"mesh_sockops"`
+	MeshState       *ebpf.Program `ebpf:"mesh_state"`
+	MeshSweep       *ebpf.Program `ebpf:"mesh_sweep"`
 }
 
 func (p *meshPrograms) Close() error {
 	return _MeshClose(
-		p.MeshAdoptListeners,
+		p.MeshAdopt,
+		p.MeshAdoptOwners,
 		p.MeshConnect4,
 		p.MeshConnect6,
 		p.MeshSockops,
+		p.MeshState,
 		p.MeshSweep,
 	)
 }

@@ -5,14 +5,22 @@ import "github.com/sidelight-mesh/sidelight/agent/connection"
 
 // Kernel is the kernel's side.
 type Kernel struct {
-	Attempts        uint64            `json:"attempts"`
-	Established     map[string]uint64 `json:"established"` // by role
-	Failed          uint64            `json:"failed"`
-	Closed          map[string]uint64 `json:"closed"`         // by role
-	Submitted       map[string]uint64 `json:"submitted"`      // by kind of event
-	ReserveFailed   map[string]uint64 `json:"reserve_failed"` // by kind of event
-	StorageFailed   uint64            `json:"storage_failed"`
-	UntrackedClosed uint64            `json:"untracked_closed"`
+	Attempts      uint64            `json:"attempts"`
+	Established   map[string]uint64 `json:"established"` // by role
+	Adopted       map[string]uint64 `json:"adopted"`     // by role; open when the agent came
+	Failed        uint64            `json:"failed"`
+	Closed        map[string]uint64 `json:"closed"`         // by role
+	Submitted     map[string]uint64 `json:"submitted"`      // by kind of event
+	ReserveFailed map[string]uint64 `json:"reserve_failed"` // by kind of event
+	// StorageFailed counts connections by role that found no room for their state: they are told by their end only.
+	// StatelessEstablished are those of them that got through the handshake.
+	StorageFailed        map[string]uint64 `json:"storage_failed"`
+	StatelessEstablished uint64            `json:"stateless_established"`
+	// AdoptedConnecting are those of Attempts that were under way when the agent came. AdoptFailed were open, and could not be adopted.
+	AdoptedConnecting uint64 `json:"adopted_connecting"`
+	AdoptFailed       uint64 `json:"adopt_failed"`
+	// UntrackedClosed began before the agent did and were not adopted.
+	UntrackedClosed uint64 `json:"untracked_closed"`
 	// Aggregated and Totalled count lost close events whose sums the kernel kept, by edge or by role and reason only.
 	Aggregated uint64 `json:"aggregated"`
 	Totalled   uint64 `json:"totalled"`
@@ -21,7 +29,8 @@ type Kernel struct {
 // Live is how many connections are open or connecting.
 func (k *Kernel) Live() int64 {
 	client, server := connection.Client.String(), connection.Server.String()
-	return int64(k.Attempts-k.Failed-k.Closed[client]) + int64(k.Established[server]-k.Closed[server])
+	return int64(k.Attempts+k.Adopted[client]-k.Failed-k.Closed[client]) +
+		int64(k.Established[server]+k.Adopted[server]-k.Closed[server])
 }
 
 // User is user space's side.
@@ -64,8 +73,8 @@ func New(before, after Kernel, user User) Account {
 	lack(before.Failed+before.Closed[connection.Client.String()]+before.Closed[connection.Server.String()], sent(connection.Close))
 	// A lost close is made up for by its sums, in one place or the other.
 	lack(before.ReserveFailed[connection.Close.String()], after.Aggregated+after.Totalled)
-	lack(before.Attempts, sent(connection.PreConnect))
+	lack(before.Attempts, sent(connection.PreConnect)+after.StorageFailed[connection.Client.String()]+after.AdoptedConnecting)
 	lack(before.Established[connection.Client.String()]+before.Established[connection.Server.String()],
-		sent(connection.Established))
+		sent(connection.Established)+after.StatelessEstablished)
 	return a
 }

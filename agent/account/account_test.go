@@ -14,12 +14,24 @@ func resting() Kernel {
 		Closed:        map[string]uint64{"client": 4, "server": 2},
 		Submitted:     map[string]uint64{"pre_connect": 10, "established": 12, "close": 9},
 		ReserveFailed: map[string]uint64{"pre_connect": 0, "established": 0, "close": 0},
+		StorageFailed: make(map[string]uint64), Adopted: make(map[string]uint64),
 	}
 }
 
 // reading is the user's side of resting.
 func reading() User {
 	return User{Received: 31, Decoded: map[string]uint64{"pre_connect": 10, "established": 12, "close": 9}, Followed: 6}
+}
+
+func TestLive(t *testing.T) {
+	k := resting()
+	if got := k.Live(); got != 3+3 {
+		t.Errorf("%d are live, want 6", got)
+	}
+	k.Adopted["client"], k.Adopted["server"] = 10, 20
+	if got := k.Live(); got != 3+3+30 {
+		t.Errorf("with adopted ones %d are live, want 36", got)
+	}
 }
 
 func TestNew(t *testing.T) {
@@ -99,8 +111,23 @@ func TestNew(t *testing.T) {
 			}, 0,
 		},
 		{
-			"no state for an attempt, which is counted", func(_, after *Kernel, _ *User) {
-				after.StorageFailed = 1
+			"no state for an attempt, which is counted", func(before, after *Kernel, _ *User) {
+				before.Attempts, after.Attempts, after.StorageFailed["client"] = 11, 11, 1
+			}, 0,
+		},
+		{
+			"no state for handshakes, which is counted", func(before, after *Kernel, _ *User) {
+				before.Established["server"], after.Established["server"], after.StatelessEstablished = 6, 6, 1
+			}, 0,
+		},
+		{
+			"a handshake too many without state", func(before, after *Kernel, _ *User) {
+				before.Established["server"], after.Established["server"], after.StatelessEstablished = 7, 7, 1
+			}, 1,
+		},
+		{
+			"an attempt from before the start", func(before, after *Kernel, _ *User) {
+				before.Attempts, after.Attempts, after.AdoptedConnecting = 11, 11, 1
 			}, 0,
 		},
 		{

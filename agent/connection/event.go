@@ -91,6 +91,7 @@ type Event struct {
 	Role          Role
 	Reason        Reason // of Close only
 	Told          Told   // before this event
+	Flags         Flags
 	Key           Key
 	ConnectNS     uint64 // the SYN was about to leave; clients only
 	EstablishedNS uint64
@@ -103,12 +104,40 @@ type Event struct {
 	Reported      Reported // of Close and Sweep only
 }
 
-// Reported is what user space had been told of the totals before an event. Sums take the difference, modulo 2^64: a Sweep reads a
-// socket without its lock, and what it reads too much or too little the next report makes up for.
+// Reported is what user space had been told of the totals before an event. Sums take the difference, modulo the width of the field: a
+// Sweep reads a socket without its lock, and what it reads too much or too little the next report makes up for.
 type Reported struct {
-	SentBytes     uint64
-	ReceivedBytes uint64
-	Retransmits   uint64
+	SentBytes      uint64
+	ReceivedBytes  uint64
+	Retransmits    uint32
+	SYNRetransmits uint32
+}
+
+// Moved returns what an event adds to the sums of its totals.
+func (e *Event) Moved() (sentBytes, receivedBytes, retransmits, synRetransmits uint64) {
+	return e.Totals.SentBytes - e.Reported.SentBytes, e.Totals.ReceivedBytes - e.Reported.ReceivedBytes,
+		uint64(int32(e.Totals.Retransmits - e.Reported.Retransmits)),
+		uint64(int32(e.Totals.SYNRetransmits - e.Reported.SYNRetransmits))
+}
+
+// Flags say what is special about a connection: a set of bits, those of enum mesh_flags.
+type Flags uint8
+
+const (
+	// Adopted began before the agent did: Key.StartNS is when it was found.
+	Adopted Flags = 1
+	// AdoptedOpen was open when it was found: it counts as adopted, neither as attempt nor as established.
+	AdoptedOpen Flags = 2
+	// Stateless found no room for its state in the kernel: only its Close is told, and all its times are that of the Close.
+	Stateless Flags = 4
+)
+
+// StartKnown says whether Key.StartNS is when the connection started.
+func (e *Event) StartKnown() bool { return e.Flags&(Adopted|Stateless) == 0 }
+
+// OpenKnown says whether EstablishedNS is when the handshake was done.
+func (e *Event) OpenKnown() bool {
+	return e.EstablishedNS != 0 && e.Flags&(AdoptedOpen|Stateless) == 0
 }
 
 // Told says what user space had been told of a connection before an event: a set of bits, those of enum mesh_told.
@@ -123,9 +152,12 @@ const (
 
 // Totals are what crossed a socket: payload only, each byte once.
 type Totals struct {
-	SentBytes     uint64
-	ReceivedBytes uint64
-	Retransmits   uint32 // segments, SYN among them
-	RTTUS         uint32 // smoothed, microseconds; 0 never measured
-	MinRTTUS      uint32 // microseconds; 0 never measured
+	SentBytes       uint64
+	ReceivedBytes   uint64
+	FirstSentNS     uint64 // CLOCK_MONOTONIC; when the first byte left; 0 none did, or it was not seen
+	FirstReceivedNS uint64 // CLOCK_MONOTONIC; when the first byte was here, by the first segment that left after it; 0 none, or not seen
+	Retransmits     uint32 // segments, SYN among them
+	SYNRetransmits  uint32 // of these, during the handshake
+	RTTUS           uint32 // smoothed, microseconds; 0 never measured
+	MinRTTUS        uint32 // microseconds; 0 never measured
 }

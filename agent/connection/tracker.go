@@ -10,6 +10,7 @@ import (
 type Change struct {
 	Attempts    uint8
 	Established uint8
+	Adopted     uint8
 	Failed      uint8
 	Closed      uint8
 	Connecting  int8 // to the gauge
@@ -19,15 +20,21 @@ type Change struct {
 // ChangeOf returns what an event adds.
 func ChangeOf(e *Event) Change {
 	var c Change
-	if e.Role == Client && e.Told&ToldAttempt == 0 {
+	adopted := e.Flags&AdoptedOpen != 0
+	if e.Role == Client && !adopted && e.Told&ToldAttempt == 0 {
 		c.Attempts = 1
 		c.Connecting++
 	}
 	if e.EstablishedNS != 0 && e.Told&ToldEstablished == 0 {
-		c.Established = 1
 		c.Open++
-		if e.Role == Client {
+		switch {
+		case adopted:
+			c.Adopted = 1
+		case e.Role == Client:
+			c.Established = 1
 			c.Connecting--
+		default:
+			c.Established = 1
 		}
 	}
 	switch {
@@ -53,6 +60,7 @@ type Loss struct {
 
 	Attempts       uint64
 	Established    uint64
+	Adopted        uint64
 	Failed         uint64
 	Closed         uint64
 	ConnectingDown uint64 // told as connecting before
@@ -60,6 +68,7 @@ type Loss struct {
 	SentBytes      uint64
 	ReceivedBytes  uint64
 	Retransmits    uint64
+	SYNRetransmits uint64
 }
 
 // Record is what is known of a connection at one moment.
@@ -68,6 +77,8 @@ type Record[I any] struct {
 	Change   Change
 	Identity I
 	Clock    Clock // set by whoever hands the record on
+	// Sweep is the number of the sweep during or after which the event was observed.
+	Sweep uint32
 	// ClientSeen says of a server's record that the other end of the connection was followed here too.
 	ClientSeen bool
 }
@@ -150,4 +161,5 @@ func (t *Tracker[I]) Observe(event *Event, record *Record[I]) {
 	record.Change = ChangeOf(event)
 	record.Identity = state.identity
 	record.ClientSeen = state.clientSeen
+	record.Sweep = t.sweep
 }

@@ -20,12 +20,18 @@ type Options struct {
 	RingBytes uint32
 	// WakeupBytes is how much may be pending before the kernel wakes the reader.
 	WakeupBytes uint64
+	// Cgroup is where Attach attaches to.
+	Cgroup Cgroup
+	// FirstBytes asks for the times of the first bytes, which costs up to 16 runs more of the sockops program a connection.
+	FirstBytes bool
 }
 
 // Datapath is the loaded kernel side.
 type Datapath struct {
 	objects bpf.Objects
+	cgroup  Cgroup
 	links   []link.Link
+	trace   trace
 	losses  losses
 }
 
@@ -36,10 +42,18 @@ func Load(options Options) (*Datapath, error) {
 		return nil, fmt.Errorf("read object: %w", err)
 	}
 	spec.Maps[bpf.EventsMap].MaxEntries = options.RingBytes
-	if err := spec.Variables[bpf.WakeupBytes].Set(options.WakeupBytes); err != nil {
-		return nil, fmt.Errorf("set %s: %w", bpf.WakeupBytes, err)
+	id, err := options.Cgroup.id()
+	if err != nil {
+		return nil, err
 	}
-	d := &Datapath{losses: losses{byEdge: make(map[bpf.LostKey]bpf.Lost), totals: make(map[uint32]bpf.Lost)}}
+	for name, value := range map[string]any{
+		bpf.WakeupBytes: options.WakeupBytes, bpf.AttachedCgroup: id, bpf.FirstBytes: options.FirstBytes,
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return nil, fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	d := &Datapath{cgroup: options.Cgroup, losses: losses{byEdge: make(map[bpf.LostKey]bpf.Lost), totals: make(map[uint32]bpf.Lost)}}
 	if err := spec.LoadAndAssign(&d.objects, nil); err != nil {
 		// The probes cost a few milliseconds and say what a verifier message cannot.
 		for _, f := range Features() {
@@ -52,9 +66,9 @@ func Load(options Options) (*Datapath, error) {
 	return d, nil
 }
 
-// Attach attaches every program to a cgroup by links, which the kernel takes off when this process ends, however it ends.
+// Attach attaches the programs to the cgroup by links, which the kernel takes off when this process ends, however it ends.
 // Programs that others attached there stay and go on running.
-func (d *Datapath) Attach(cgroup Cgroup) error {
+func (d *Datapath) Attach() error {
 	for _, a := range []struct {
 		attach  ebpf.AttachType
 		program *ebpf.Program
@@ -64,31 +78,11 @@ func (d *Datapath) Attach(cgroup Cgroup) error {
 		{ebpf.AttachCGroupInet4Connect, d.objects.MeshConnect4},
 		{ebpf.AttachCGroupInet6Connect, d.objects.MeshConnect6},
 	} {
-		l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup.Dir, Attach: a.attach, Program: a.program})
+		l, err := link.AttachCgroup(link.CgroupOptions{Path: d.cgroup.Dir, Attach: a.attach, Program: a.program})
 		if err != nil {
-			return errors.Join(fmt.Errorf("attach %v to %s: %w", a.attach, cgroup.Dir, err), d.detach())
+			return errors.Join(fmt.Errorf("attach %v to %s: %w", a.attach, d.cgroup.Dir, err), d.detach())
 		}
 		d.links = append(d.links, l)
-	}
-	return nil
-}
-
-// AdoptListeners tells the kernel side who owns the sockets that listened before Attach, so that what they accept from now on has
-// a process. Call it after Attach: in the other order a listen() between the two would be missed.
-func (d *Datapath) AdoptListeners() error {
-	iterator, err := link.AttachIter(link.IterOptions{Program: d.objects.MeshAdoptListeners})
-	if err != nil {
-		return fmt.Errorf("attach iterator over files: %w", err)
-	}
-	defer iterator.Close()
-	run, err := iterator.Open()
-	if err != nil {
-		return fmt.Errorf("open iterator over files: %w", err)
-	}
-	defer run.Close()
-	// Reading is what runs the program; it writes nothing.
-	if _, err := io.Copy(io.Discard, run); err != nil {
-		return fmt.Errorf("walk over files: %w", err)
 	}
 	return nil
 }
@@ -116,7 +110,7 @@ func (d *Datapath) Sweep(record func([]byte)) error {
 		}
 		have = copy(buf, buf[used:have])
 		if errors.Is(err, io.EOF) {
-			return nil
+			return d.trace.release(d)
 		}
 		if err != nil {
 			return fmt.Errorf("walk over sockets: %w", err)
@@ -140,13 +134,19 @@ func (d *Datapath) Account() (Account, error) {
 	for _, a := range perCPU {
 		sum.Attempts += a.Attempts
 		sum.Failed += a.Failed
-		sum.StorageFailed += a.StorageFailed
+		sum.StatelessEstablished += a.StatelessEstablished
+		sum.AdoptedConnecting += a.AdoptedConnecting
+		sum.AdoptFailed += a.AdoptFailed
+		sum.Traced += a.Traced
+		sum.TracedClosed += a.TracedClosed
 		sum.UntrackedClosed += a.UntrackedClosed
 		sum.Aggregated += a.Aggregated
 		sum.Totalled += a.Totalled
 		for i := range sum.Established {
 			sum.Established[i] += a.Established[i]
+			sum.Adopted[i] += a.Adopted[i]
 			sum.Closed[i] += a.Closed[i]
+			sum.StorageFailed[i] += a.StorageFailed[i]
 		}
 		for i := range sum.Submitted {
 			sum.Submitted[i] += a.Submitted[i]
@@ -172,6 +172,7 @@ func (d *Datapath) ProgramStats() ([]ProgramStats, error) {
 		program *ebpf.Program
 	}{
 		{"mesh_connect4", d.objects.MeshConnect4}, {"mesh_connect6", d.objects.MeshConnect6}, {"mesh_sockops", d.objects.MeshSockops},
+		{"mesh_state", d.objects.MeshState}, {"mesh_sweep", d.objects.MeshSweep},
 	} {
 		stats, err := p.program.Stats()
 		if err != nil {
@@ -186,7 +187,7 @@ func (d *Datapath) ProgramStats() ([]ProgramStats, error) {
 func (d *Datapath) Detach() error { return d.detach() }
 
 func (d *Datapath) detach() error {
-	var errs []error
+	errs := []error{d.trace.detach()}
 	for i := len(d.links) - 1; i >= 0; i-- {
 		errs = append(errs, d.links[i].Close())
 	}

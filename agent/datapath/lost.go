@@ -64,6 +64,7 @@ func sumLost(perCPU []bpf.Lost) bpf.Lost {
 	for _, l := range perCPU {
 		sum.Attempts += l.Attempts
 		sum.Established += l.Established
+		sum.Adopted += l.Adopted
 		sum.Failed += l.Failed
 		sum.Closed += l.Closed
 		sum.ConnectingDown += l.ConnectingDown
@@ -71,6 +72,7 @@ func sumLost(perCPU []bpf.Lost) bpf.Lost {
 		sum.SentBytes += l.SentBytes
 		sum.ReceivedBytes += l.ReceivedBytes
 		sum.Retransmits += l.Retransmits
+		sum.SynRetransmits += l.SynRetransmits
 	}
 	return sum
 }
@@ -82,6 +84,7 @@ func lossOf(role connection.Role, reason connection.Reason, now, before bpf.Lost
 		Failed: now.Failed - before.Failed, Closed: now.Closed - before.Closed,
 		ConnectingDown: now.ConnectingDown - before.ConnectingDown, OpenDown: now.OpenDown - before.OpenDown,
 		SentBytes: now.SentBytes - before.SentBytes, ReceivedBytes: now.ReceivedBytes - before.ReceivedBytes,
-		Retransmits: now.Retransmits - before.Retransmits,
+		Retransmits: now.Retransmits - before.Retransmits, SYNRetransmits: now.SynRetransmits - before.SynRetransmits,
+		Adopted: now.Adopted - before.Adopted,
 	}
 }

@@ -99,6 +99,15 @@ type Cgroup struct {
 	Mount string // the cgroup2 mount point that it lies below
 }
 
+// id is the cgroup's number: the inode of its directory, as kn->id is on 64-bit machines.
+func (c Cgroup) id() (uint64, error) {
+	var stat unix.Stat_t
+	if err := unix.Stat(c.Dir, &stat); err != nil {
+		return 0, fmt.Errorf("read id of cgroup: %w", &os.PathError{Op: "stat", Path: c.Dir, Err: err})
+	}
+	return stat.Ino, nil
+}
+
 // OpenCgroup checks a directory to attach to; an empty one means the root of cgroup v2.
 func OpenCgroup(dir string) (Cgroup, error) {
 	mounts, err := Mounts()

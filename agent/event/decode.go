@@ -29,15 +29,20 @@ const (
 	offOwnerComm     = 96
 	offClientISN     = 112
 	offTold          = 116
+	offFlags         = 118
 	offEvent         = 120
 	offReportedSent  = 128
 	offReportedRecv  = 136
 	offReportedRetr  = 144
+	offReportedSYN   = 148
 	offSentBytes     = 152
 	offReceivedBytes = 160
-	offRetransmits   = 168
-	offSRTT          = 172
-	offMinRTT        = 176
+	offFirstSent     = 168
+	offFirstReceived = 176
+	offRetransmits   = 184
+	offSYNRetr       = 188
+	offSRTT          = 192
+	offMinRTT        = 196
 )
 
 // Decode reads one record of the ring, or of a sweep, into an event, overwriting it whole. It allocates only for the error, which says what a
@@ -67,7 +72,8 @@ func Decode(b []byte, e *connection.Event) error {
 		Kind:          connection.Kind(kind),
 		Role:          connection.Role(role),
 		Reason:        connection.Reason(reason),
-		Told:          connection.Told(le.Uint32(b[offTold:])),
+		Told:          connection.Told(le.Uint16(b[offTold:])),
+		Flags:         connection.Flags(le.Uint16(b[offFlags:])),
 		Key:           connection.Key{Cookie: le.Uint64(b[offCookie:]), StartNS: le.Uint64(b[offStart:])},
 		ConnectNS:     le.Uint64(b[offConnect:]),
 		EstablishedNS: le.Uint64(b[offEstablished:]),
@@ -86,16 +92,20 @@ func Decode(b []byte, e *connection.Event) error {
 		return nil
 	}
 	e.Reported = connection.Reported{
-		SentBytes:     le.Uint64(b[offReportedSent:]),
-		ReceivedBytes: le.Uint64(b[offReportedRecv:]),
-		Retransmits:   le.Uint64(b[offReportedRetr:]),
+		SentBytes:      le.Uint64(b[offReportedSent:]),
+		ReceivedBytes:  le.Uint64(b[offReportedRecv:]),
+		Retransmits:    le.Uint32(b[offReportedRetr:]),
+		SYNRetransmits: le.Uint32(b[offReportedSYN:]),
 	}
 	e.Totals = connection.Totals{
-		SentBytes:     le.Uint64(b[offSentBytes:]),
-		ReceivedBytes: le.Uint64(b[offReceivedBytes:]),
-		Retransmits:   le.Uint32(b[offRetransmits:]),
-		RTTUS:         le.Uint32(b[offSRTT:]),
-		MinRTTUS:      le.Uint32(b[offMinRTT:]),
+		SentBytes:       le.Uint64(b[offSentBytes:]),
+		ReceivedBytes:   le.Uint64(b[offReceivedBytes:]),
+		FirstSentNS:     le.Uint64(b[offFirstSent:]),
+		FirstReceivedNS: le.Uint64(b[offFirstReceived:]),
+		Retransmits:     le.Uint32(b[offRetransmits:]),
+		SYNRetransmits:  le.Uint32(b[offSYNRetr:]),
+		RTTUS:           le.Uint32(b[offSRTT:]),
+		MinRTTUS:        le.Uint32(b[offMinRTT:]),
 	}
 	if e.Totals.MinRTTUS == bpf.NoRTT {
 		e.Totals.MinRTTUS = 0

@@ -33,7 +33,7 @@ func sample(kind, role uint8) bpf.Event {
 		EstablishedNs: 0x4142434445464748, EventNs: 0x5152535455565758, CgroupId: 0x6162636465666768,
 		LocalAddr: netip.MustParseAddr("::ffff:10.1.2.3").As16(),
 		PeerAddr:  netip.MustParseAddr("::ffff:10.4.5.6").As16(),
-		ClientIsn: 0x71727374, Told: 3,
+		ClientIsn: 0x71727374, Told: 3, Flags: 5,
 	}
 	e.Owner.StartBoottimeNs, e.Owner.Pid, e.Owner.Reserved = 0x8182838485868788, 0x91929394, 0xeeeeeeee
 	e.Owner.Comm = comm("curl")
@@ -46,7 +46,7 @@ func decoded(kind connection.Kind, role connection.Role) connection.Event {
 		Kind: kind, Role: role,
 		Key:       connection.Key{Cookie: 0x1112131415161718, StartNS: 0x2122232425262728},
 		ConnectNS: 0x3132333435363738, EstablishedNS: 0x4142434445464748, EventNS: 0x5152535455565758,
-		ClientISN: 0x71727374, Told: 3, CgroupID: 0x6162636465666768,
+		ClientISN: 0x71727374, Told: 3, Flags: 5, CgroupID: 0x6162636465666768,
 		Local: netip.MustParseAddrPort("10.1.2.3:258"),
 		Peer:  netip.MustParseAddrPort("10.4.5.6:772"),
 		Owner: connection.Owner{StartBoottimeNS: 0x8182838485868788, PID: 0x91929394, Comm: [16]byte{'c', 'u', 'r', 'l'}},
@@ -57,6 +57,7 @@ func closeSample(role uint8, minRTT uint32) bpf.CloseEvent {
 	return bpf.CloseEvent{
 		Event: sample(bpf.Close, role), SkErr: 0xeeeeeeee,
 		SentBytes: 0xa1a2a3a4a5a6a7a8, ReceivedBytes: 0xb1b2b3b4b5b6b7b8, Retransmits: 0xc1c2c3c4, SrttUs: 0xd1d2d3d4, MinRttUs: minRTT,
+		FirstSentNs: 0xe1e2e3e4e5e6e7e8, FirstReceivedNs: 0xf1f2f3f4f5f6f7f8, SynRetransmits: 0x01020304, Reserved: 0xeeeeeeee,
 	}
 }
 
@@ -67,8 +68,9 @@ func TestDecode(t *testing.T) {
 	}
 	totals := connection.Totals{
 		SentBytes: 0xa1a2a3a4a5a6a7a8, ReceivedBytes: 0xb1b2b3b4b5b6b7b8, Retransmits: 0xc1c2c3c4, RTTUS: 0xd1d2d3d4, MinRTTUS: 17,
+		FirstSentNS: 0xe1e2e3e4e5e6e7e8, FirstReceivedNS: 0xf1f2f3f4f5f6f7f8, SYNRetransmits: 0x01020304,
 	}
-	reported := connection.Reported{SentBytes: 11, ReceivedBytes: 12, Retransmits: 13}
+	reported := connection.Reported{SentBytes: 11, ReceivedBytes: 12, Retransmits: 13, SYNRetransmits: 14}
 	tests := []struct {
 		name string
 		in   []byte
@@ -79,6 +81,7 @@ func TestDecode(t *testing.T) {
 				e := closeSample(bpf.Server, 17)
 				e.Event.Kind = bpf.Sweep
 				e.ReportedSentBytes, e.ReportedReceivedBytes, e.ReportedRetransmits = 11, 12, 13
+				e.ReportedSynRetransmits = 14
 				return e
 			}()),
 			with(decoded(connection.Sweep, connection.Server), func(e *connection.Event) { e.Totals, e.Reported = totals, reported }),
@@ -162,10 +165,10 @@ func TestDecodeErrors(t *testing.T) {
 		{"first kind that is none", change(event(), 0, 5), "decode event: unknown kind 5"},
 		{"kind 255", change(event(), 0, 255), "decode event: unknown kind 255"},
 		{"one byte too long", append(event(), 0), "decode event: 129 bytes of kind 1, want 128"},
-		{"established of the size of a close", change(closing(), 0, 2), "decode event: 184 bytes of kind 2, want 128"},
-		{"close without totals", change(event(), 0, 3), "decode event: 128 bytes of kind 3, want 184"},
-		{"close one byte short", closing()[:183], "decode event: 183 bytes of kind 3, want 184"},
-		{"close one byte too long", append(closing(), 0), "decode event: 185 bytes of kind 3, want 184"},
+		{"established of the size of a close", change(closing(), 0, 2), "decode event: 208 bytes of kind 2, want 128"},
+		{"close without totals", change(event(), 0, 3), "decode event: 128 bytes of kind 3, want 208"},
+		{"close one byte short", closing()[:207], "decode event: 207 bytes of kind 3, want 208"},
+		{"close one byte too long", append(closing(), 0), "decode event: 209 bytes of kind 3, want 208"},
 		{"role zero", change(event(), 1, 0), "decode event: unknown role 0"},
 		{"first role that is none", change(event(), 1, 3), "decode event: unknown role 3"},
 		{"first reason that is none", change(closing(), 2, 13), "decode event: unknown reason 13"},

@@ -48,7 +48,7 @@ func sendable(e *bpf.CloseEvent, size int) bool {
 			return false
 		}
 	case 3, 4:
-		if size != 184 {
+		if size != 208 {
 			return false
 		}
 	default:
@@ -63,6 +63,7 @@ func convert(c *bpf.CloseEvent) connection.Event {
 		Kind: connection.Kind(e.Kind), Role: connection.Role(e.Role), Reason: connection.Reason(e.Reason),
 		Key:       connection.Key{Cookie: e.Cookie, StartNS: e.StartNs},
 		ConnectNS: e.ConnectNs, EstablishedNS: e.EstablishedNs, EventNS: e.EventNs, ClientISN: e.ClientIsn, Told: connection.Told(e.Told),
+		Flags:    connection.Flags(e.Flags),
 		Local:    netip.AddrPortFrom(netip.AddrFrom16(e.LocalAddr).Unmap(), e.LocalPort),
 		Peer:     netip.AddrPortFrom(netip.AddrFrom16(e.PeerAddr).Unmap(), e.PeerPort),
 		CgroupID: e.CgroupId,
@@ -74,9 +75,11 @@ func convert(c *bpf.CloseEvent) connection.Event {
 	if out.Kind == connection.Close || out.Kind == connection.Sweep {
 		out.Reported = connection.Reported{
 			SentBytes: c.ReportedSentBytes, ReceivedBytes: c.ReportedReceivedBytes, Retransmits: c.ReportedRetransmits,
+			SYNRetransmits: c.ReportedSynRetransmits,
 		}
 		out.Totals = connection.Totals{
 			SentBytes: c.SentBytes, ReceivedBytes: c.ReceivedBytes, Retransmits: c.Retransmits, RTTUS: c.SrttUs, MinRTTUS: c.MinRttUs,
+			FirstSentNS: c.FirstSentNs, FirstReceivedNS: c.FirstReceivedNs, SYNRetransmits: c.SynRetransmits,
 		}
 		if c.MinRttUs == bpf.NoRTT {
 			out.Totals.MinRTTUS = 0

@@ -37,4 +37,26 @@ static __always_inline void address_from_sockops(struct mesh_event *event, struc
 	event->peer_port = bpf_ntohl(ctx->remote_port); /* network order, in the upper half of the word on little-endian */
 }
 
+/* The same from the socket itself, where no context of a hook has it. */
+static __always_inline void address_from_socket(struct mesh_event *event, const struct sock_common *skc)
+{
+	__u32 *local = (__u32 *)event->local_addr, *peer = (__u32 *)event->peer_addr;
+
+	if (skc->skc_family == AF_INET) {
+		address_from_v4(event->local_addr, skc->skc_rcv_saddr);
+		address_from_v4(event->peer_addr, skc->skc_daddr);
+	} else {
+		local[0] = skc->skc_v6_rcv_saddr.in6_u.u6_addr32[0];
+		local[1] = skc->skc_v6_rcv_saddr.in6_u.u6_addr32[1];
+		local[2] = skc->skc_v6_rcv_saddr.in6_u.u6_addr32[2];
+		local[3] = skc->skc_v6_rcv_saddr.in6_u.u6_addr32[3];
+		peer[0] = skc->skc_v6_daddr.in6_u.u6_addr32[0];
+		peer[1] = skc->skc_v6_daddr.in6_u.u6_addr32[1];
+		peer[2] = skc->skc_v6_daddr.in6_u.u6_addr32[2];
+		peer[3] = skc->skc_v6_daddr.in6_u.u6_addr32[3];
+	}
+	event->local_port = skc->skc_num;
+	event->peer_port = bpf_ntohs(skc->skc_dport);
+}
+
 #endif

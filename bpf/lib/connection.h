@@ -5,10 +5,11 @@
 
 #include "account.h"
 #include "address.h"
+#include "cgroup.h"
 #include "emit.h"
-#include "lost.h"
+#include "end.h"
 #include "owner.h"
-#include "reason.h"
+#include "stateless.h"
 #include "totals.h"
 
 /*
@@ -18,18 +19,6 @@
 static __always_inline struct mesh_connection *connection_create(struct bpf_sock *sk)
 {
 	return bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-}
-
-/* The socket's cgroup, not the caller's: a process that moves to another cgroup takes no socket along. */
-static __always_inline __u64 connection_cgroup(struct tcp_sock *tp)
-{
-	struct cgroup *cgroup = tp->inet_conn.icsk_inet.sk.sk_cgrp_data.cgroup;
-	struct kernfs_node *kn;
-
-	if (!cgroup)
-		return 0;
-	kn = cgroup->kn;
-	return kn ? kn->id : 0;
 }
 
 /* What stays the same from here on: who, where from, where to. */
@@ -43,7 +32,7 @@ static __always_inline void connection_identify(struct mesh_connection *conn, st
 	address_from_sockops(&conn->event, ctx);
 	if (!tp)
 		return;
-	conn->event.cgroup_id = connection_cgroup(tp);
+	conn->event.cgroup_id = cgroup_id_of(&tp->inet_conn.icsk_inet.sk);
 	/*
 	 * The client has chosen its number and not yet used it. The server has stepped over the SYN, and with TCP Fast Open over
 	 * the SYN's data too.
@@ -77,12 +66,12 @@ static __always_inline void connection_connect(struct bpf_sock_ops *ctx)
 
 	if (!sk)
 		return;
+	account_add(attempts);
 	conn = connection_create(sk);
 	if (!conn) {
-		account_add(storage_failed);
+		stateless_begin(ctx, MESH_CLIENT);
 		return;
 	}
-	account_add(attempts);
 	now = bpf_ktime_get_ns();
 	if (conn->phase != MESH_CALLED) {
 		/* No connect hook ran on this very socket: an MPTCP subflow, or we attached between the two hooks. */
@@ -94,11 +83,32 @@ static __always_inline void connection_connect(struct bpf_sock_ops *ctx)
 	conn->event.connect_ns = now;
 	conn->phase = MESH_CONNECTING;
 	/* From here on, not from the handshake on: a connect that fails must show too. */
-	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	callbacks_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
 	emit_event(conn, MESH_PRE_CONNECT, MESH_TOLD_ATTEMPT, now);
 }
 
-/* BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB. Without state the connect was before our time: left for the sweep to adopt. */
+/* Both kinds of ESTABLISHED_CB: the handshake is done. */
+static __always_inline void connection_open(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct mesh_connection *conn,
+					    __u32 tells)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	__u8 role = conn->event.role;
+
+	if (tp) /* of a server they are those of its SYN-ACK */
+		conn->syn_retransmits = tp->total_retrans;
+	conn->phase = MESH_OPEN;
+	/* One that was adopted while it connected: from here on its end comes to us, not to mesh_state. */
+	if (conn->traced) {
+		conn->traced = false;
+		account_add(traced_closed);
+	}
+	callbacks_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG | first_bytes_flag());
+	if (role < MESH_ROLE_COUNT)
+		account_add(established[role]);
+	emit_event(conn, MESH_ESTABLISHED, tells, conn->event.established_ns);
+}
+
+/* BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB. */
 static __always_inline void connection_active(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
@@ -107,12 +117,14 @@ static __always_inline void connection_active(struct bpf_sock_ops *ctx)
 	if (!sk)
 		return;
 	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
-	if (!conn || conn->phase != MESH_CONNECTING)
+	if (!conn) {
+		stateless_established(ctx);
+		return;
+	}
+	if (conn->phase != MESH_CONNECTING)
 		return;
 	conn->event.established_ns = bpf_ktime_get_ns();
-	conn->phase = MESH_OPEN;
-	account_add(established[MESH_CLIENT]);
-	emit_event(conn, MESH_ESTABLISHED, MESH_TOLD_ATTEMPT | MESH_TOLD_ESTABLISHED, conn->event.established_ns);
+	connection_open(ctx, sk, conn, MESH_TOLD_ATTEMPT | MESH_TOLD_ESTABLISHED);
 }
 
 /* BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB: an accepted socket; with simultaneous open also one that connects. */
@@ -133,17 +145,14 @@ static __always_inline void connection_passive(struct bpf_sock_ops *ctx)
 	if (!conn)
 		conn = connection_create(sk);
 	if (!conn) {
-		account_add(storage_failed);
+		stateless_begin(ctx, MESH_SERVER);
 		return;
 	}
 	now = bpf_ktime_get_ns();
 	connection_identify(conn, ctx, sk, MESH_SERVER);
 	conn->event.start_ns = now;
 	conn->event.established_ns = now;
-	conn->phase = MESH_OPEN;
-	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
-	account_add(established[MESH_SERVER]);
-	emit_event(conn, MESH_ESTABLISHED, MESH_TOLD_ESTABLISHED, now);
+	connection_open(ctx, sk, conn, MESH_TOLD_ESTABLISHED);
 }
 
 /* BPF_SOCK_OPS_TCP_LISTEN_CB, in the context of listen(): whose sockets the accepted ones will be. */
@@ -161,17 +170,39 @@ static __always_inline void connection_listen(struct bpf_sock_ops *ctx)
 	owner_from_current(&conn->event.owner);
 }
 
+/*
+ * BPF_SOCK_OPS_HDR_OPT_LEN_CB: a segment is about to leave, and asks how much room its options want; none, for us. It comes only
+ * while the first bytes are looked for, and not for long: it runs per segment.
+ */
+static __always_inline void connection_segment(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct mesh_connection *conn;
+	struct tcp_sock *tp;
+	__u64 now;
+
+	/* tcp_current_mss() asks too, without a segment. */
+	if (!sk || ctx->args[0] == BPF_WRITE_HDR_TCP_CURRENT_MSS)
+		return;
+	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!conn || !tp)
+		return;
+	now = bpf_ktime_get_ns();
+	if (!conn->first_sent_ns && ctx->skb_len)
+		conn->first_sent_ns = now;
+	if (!conn->first_received_ns && totals_received(tp))
+		conn->first_received_ns = now;
+	if ((conn->first_sent_ns && conn->first_received_ns) || ++conn->looks == first_bytes_looks)
+		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
+}
+
 /* BPF_SOCK_OPS_STATE_CB to TCP_CLOSE: every connection ends here, failed ones too, and a TIME_WAIT after it is another object. */
 static __always_inline void connection_close(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct mesh_connection *conn;
-	struct mesh_close_event event, *out;
 	struct tcp_sock *tp;
-	unsigned long sk_flags;
-	bool established;
-	__u8 old_state = ctx->args[0];
-	__u32 err;
 
 	if (!sk)
 		return;
@@ -180,41 +211,12 @@ static __always_inline void connection_close(struct bpf_sock_ops *ctx)
 		return;
 	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
 	if (!conn) {
-		account_add(untracked_closed);
+		stateless_close(ctx, tp);
 		return;
 	}
-	/* A socket that connected before and listens now still has the flag that brings us here. */
-	if (conn->phase != MESH_CONNECTING && conn->phase != MESH_OPEN)
-		return;
-	established = conn->phase == MESH_OPEN;
-	conn->phase = MESH_CLOSED;
-	if (established && conn->event.role == MESH_SERVER)
-		account_add(closed[MESH_SERVER]);
-	else if (established)
-		account_add(closed[MESH_CLIENT]);
-	else
-		account_add(failed);
-
-	err = tp->inet_conn.icsk_inet.sk.sk_err;
-	sk_flags = tp->inet_conn.icsk_inet.sk.__sk_common.skc_flags;
-	event.event = conn->event;
-	event.event.kind = MESH_CLOSE;
-	event.event.reason = reason_of_close(established, old_state, err, sk_flags);
-	event.event.old_state = old_state;
-	event.event.event_ns = bpf_ktime_get_ns();
-	event.sk_err = err;
-	totals_read(&event, tp, old_state);
-	event.event.told = __sync_fetch_and_or(&conn->told, MESH_TOLD_ATTEMPT | MESH_TOLD_ESTABLISHED | MESH_TOLD_END);
-	event.reported_sent_bytes = __sync_lock_test_and_set(&conn->reported_sent_bytes, event.sent_bytes);
-	event.reported_received_bytes = __sync_lock_test_and_set(&conn->reported_received_bytes, event.received_bytes);
-	event.reported_retransmits = __sync_lock_test_and_set(&conn->reported_retransmits, event.retransmits);
-	out = emit_reserve(sizeof(*out), MESH_CLOSE);
-	if (!out) {
-		lost_add(&event);
-		return;
-	}
-	*out = event;
-	bpf_ringbuf_submit(out, emit_flags());
+	/* Another program asked for these callbacks, and mesh_state sees the end too. */
+	if (!conn->traced)
+		end_tell(conn, tp, ctx->args[0]);
 }
 
 #endif

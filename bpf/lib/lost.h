@@ -38,15 +38,18 @@ static __always_inline void lost_add(const struct mesh_close_event *close)
 	bool by_edge;
 	struct mesh_lost *sums = lost_find(event, event->reason, &by_edge);
 	bool client = event->role == MESH_CLIENT, established = event->established_ns != 0;
+	bool adopted = event->flags & MESH_ADOPTED_OPEN;
 
 	if (!sums)
 		return;
 	/* Atomic, because a softirq on this CPU can come between load and store. */
-	if (client && !(told & MESH_TOLD_ATTEMPT))
+	if (client && !adopted && !(told & MESH_TOLD_ATTEMPT))
 		__sync_fetch_and_add(&sums->attempts, 1ULL);
-	if (client && (told & (MESH_TOLD_ATTEMPT | MESH_TOLD_ESTABLISHED)) == MESH_TOLD_ATTEMPT)
+	if (client && !adopted && (told & (MESH_TOLD_ATTEMPT | MESH_TOLD_ESTABLISHED)) == MESH_TOLD_ATTEMPT)
 		__sync_fetch_and_add(&sums->connecting_down, 1ULL);
-	if (established && !(told & MESH_TOLD_ESTABLISHED))
+	if (adopted && !(told & MESH_TOLD_ESTABLISHED))
+		__sync_fetch_and_add(&sums->adopted, 1ULL);
+	else if (established && !(told & MESH_TOLD_ESTABLISHED))
 		__sync_fetch_and_add(&sums->established, 1ULL);
 	if (told & MESH_TOLD_ESTABLISHED)
 		__sync_fetch_and_add(&sums->open_down, 1ULL);
@@ -56,7 +59,8 @@ static __always_inline void lost_add(const struct mesh_close_event *close)
 		__sync_fetch_and_add(&sums->failed, 1ULL);
 	__sync_fetch_and_add(&sums->sent_bytes, close->sent_bytes - close->reported_sent_bytes);
 	__sync_fetch_and_add(&sums->received_bytes, close->received_bytes - close->reported_received_bytes);
-	__sync_fetch_and_add(&sums->retransmits, (__u64)close->retransmits - close->reported_retransmits);
+	__sync_fetch_and_add(&sums->retransmits, (__s64)(__s32)(close->retransmits - close->reported_retransmits));
+	__sync_fetch_and_add(&sums->syn_retransmits, (__s64)(__s32)(close->syn_retransmits - close->reported_syn_retransmits));
 	/* Last: user space reads the sums when it sees one of these move, and must not come too early for good. */
 	if (by_edge)
 		account_add(aggregated);

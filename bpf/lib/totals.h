@@ -29,15 +29,21 @@ static __always_inline __u64 totals_sent(struct tcp_sock *tp, __u8 role, __u8 st
 	return sent;
 }
 
+/* rcv_nxt, and bytes_received with it, steps over the peer's FIN; only tcp_fin() sets SOCK_DONE, right after that step. */
+static __always_inline __u64 totals_received(struct tcp_sock *tp)
+{
+	return tp->bytes_received - !!(tp->inet_conn.icsk_inet.sk.__sk_common.skc_flags & 1UL << SOCK_DONE);
+}
+
 /* What a socket has moved so far. state: the one it is in, or at the end the one it left. */
 static __always_inline void totals_read(struct mesh_close_event *out, struct tcp_sock *tp, __u8 state)
 {
-	unsigned long sk_flags = tp->inet_conn.icsk_inet.sk.__sk_common.skc_flags;
-
 	out->sent_bytes = totals_sent(tp, out->event.role, state);
-	/* rcv_nxt, and bytes_received with it, steps over the peer's FIN; only tcp_fin() sets SOCK_DONE, right after that step. */
-	out->received_bytes = tp->bytes_received - !!(sk_flags & 1UL << SOCK_DONE);
+	out->received_bytes = totals_received(tp);
 	out->retransmits = tp->total_retrans;
+	/* Until the handshake is done there is nothing else to send again. */
+	if (!out->event.established_ns)
+		out->syn_retransmits = out->retransmits;
 	out->srtt_us = tp->srtt_us >> 3;
 	out->min_rtt_us = tp->rtt_min.s[0].v;
 }

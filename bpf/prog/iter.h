@@ -2,24 +2,23 @@
 #ifndef SIDELIGHT_ITER_H
 #define SIDELIGHT_ITER_H
 
-#include "../lib/owner.h"
+#include "../lib/adopt.h"
 #include "../lib/totals.h"
 #include "../maps.h"
 
 /*
- * Run once, after the other programs are attached, over every open file of every process: a socket that listened before us gets
- * the state that TCP_LISTEN_CB would have given it. Of the processes that share a listener the first in the table wins, which is
- * the oldest unless pids have wrapped: nginx's master, not a worker, as with listen() itself.
+ * Run once, after the other programs are attached, over every open file of every process: a TCP socket from before us gets the state
+ * that holds its process. Of the processes that share a socket the first in the table wins, which is the oldest unless pids have
+ * wrapped: nginx's master, not a worker, as with listen() itself.
  *
  * Not reached: a listener by MPTCP. Its file leads to the MPTCP socket, and from there no typed pointer leads to the TCP socket that
- * listens. What it accepts has no process until the server listens anew.
+ * listens. What it accepts has no process until the server listens anew. Nor an accepted socket that nobody took from the queue.
  */
 SEC("iter/task_file")
-int mesh_adopt_listeners(struct bpf_iter__task_file *ctx)
+int mesh_adopt_owners(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
-	struct mesh_connection *conn;
 	struct socket *socket;
 	struct sock *sk;
 
@@ -29,22 +28,37 @@ int mesh_adopt_listeners(struct bpf_iter__task_file *ctx)
 	if (!socket)
 		return 0;
 	sk = socket->sk;
-	if (!sk || sk->__sk_common.skc_state != BPF_TCP_LISTEN || sk->sk_protocol != IPPROTO_TCP)
+	if (sk && sk->sk_protocol == IPPROTO_TCP && cgroup_is_ours(sk))
+		adopt_owner(sk, task);
+	return 0;
+}
+
+/*
+ * Run once after that, in each network namespace: connections that are there already. It holds the socket's lock
+ * (bpf_iter_tcp_seq_show), so nothing happens to a connection meanwhile.
+ */
+SEC("iter/tcp")
+int mesh_adopt(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *skc = ctx->sk_common;
+	struct tcp_sock *tp;
+
+	if (!skc)
 		return 0;
-	conn = bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (conn && !conn->event.owner.pid)
-		owner_from_task(&conn->event.owner, task);
+	tp = bpf_skc_to_tcp_sock(skc); /* not a request, nor a TIME_WAIT */
+	if (tp && cgroup_is_ours(&tp->inet_conn.icsk_inet.sk))
+		adopt_connection(tp);
 	return 0;
 }
 
 /* Takes over what was reported, unless somebody else just did. */
-#define sweep_report(field)                                                                                     \
-	do {                                                                                                    \
-		__u64 before_ = conn->reported_##field;                                                         \
-		if (__sync_val_compare_and_swap(&conn->reported_##field, before_, (__u64)out.field) == before_) \
-			out.reported_##field = before_;                                                         \
-		else                                                                                            \
-			out.reported_##field = out.field;                                                       \
+#define sweep_report(field)                                                                              \
+	do {                                                                                             \
+		__typeof__(out.field) before_ = conn->reported_##field;                                  \
+		if (__sync_val_compare_and_swap(&conn->reported_##field, before_, out.field) == before_) \
+			out.reported_##field = before_;                                                  \
+		else                                                                                     \
+			out.reported_##field = out.field;                                                \
 	} while (0)
 
 /*
@@ -74,10 +88,15 @@ int mesh_sweep(struct bpf_iter__bpf_sk_storage_map *ctx)
 	out.event.kind = MESH_SWEEP;
 	out.event.event_ns = bpf_ktime_get_ns();
 	out.sk_err = 0;
+	out.reserved = 0;
 	out.event.told = 0;
 	out.reported_sent_bytes = 0;
 	out.reported_received_bytes = 0;
 	out.reported_retransmits = 0;
+	out.reported_syn_retransmits = 0;
+	out.first_sent_ns = conn->first_sent_ns;
+	out.first_received_ns = conn->first_received_ns;
+	out.syn_retransmits = conn->syn_retransmits;
 	totals_read(&out, tp, sk->__sk_common.skc_state);
 	/*
 	 * seq_write() takes what is smaller than the room left. Without room this socket comes again with the next read, and what is
@@ -97,6 +116,7 @@ int mesh_sweep(struct bpf_iter__bpf_sk_storage_map *ctx)
 	sweep_report(sent_bytes);
 	sweep_report(received_bytes);
 	sweep_report(retransmits);
+	sweep_report(syn_retransmits);
 	bpf_seq_write(seq, &out, sizeof(out));
 	return 0;
 }

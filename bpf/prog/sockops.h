@@ -25,6 +25,9 @@ int mesh_sockops(struct bpf_sock_ops *ctx)
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
 		connection_listen(ctx);
 		break;
+	case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
+		connection_segment(ctx);
+		break;
 	case BPF_SOCK_OPS_STATE_CB:
 		if (ctx->args[1] == BPF_TCP_CLOSE)
 			connection_close(ctx);

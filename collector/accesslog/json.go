@@ -17,6 +17,11 @@ func (l *line) String(name, value string) {
 	l.buf = appendString(l.buf, value)
 }
 
+func (l *line) Bool(name string, value bool) {
+	l.name(name)
+	l.buf = strconv.AppendBool(l.buf, value)
+}
+
 func (l *line) Int(name string, value int64) {
 	l.name(name)
 	l.buf = strconv.AppendInt(l.buf, value, 10)

@@ -18,6 +18,7 @@ const EventName = "sidelight.connection"
 type Sink interface {
 	String(name, value string)
 	Int(name string, value int64)
+	Bool(name string, value bool)
 }
 
 // Boot names this boot of the machine, so that records of different boots cannot be taken for each other.
@@ -53,8 +54,13 @@ func Connection(r *enrich.Record, to Sink) {
 	if e.Reason != connection.OK {
 		to.String("error.type", e.Reason.String())
 	}
-	to.Int("sidelight.duration_ns", int64(e.EventNS-e.Key.StartNS))
-	if e.Role == connection.Client {
+	if e.Flags&connection.Adopted != 0 {
+		to.Bool("sidelight.adopted", true)
+	}
+	if e.StartKnown() {
+		to.Int("sidelight.duration_ns", int64(e.EventNS-e.Key.StartNS))
+	}
+	if e.Role == connection.Client && e.ConnectNS != 0 {
 		if e.EstablishedNS != 0 {
 			to.Int("sidelight.connect_ns", int64(e.EstablishedNS-e.ConnectNS))
 		}
@@ -62,9 +68,18 @@ func Connection(r *enrich.Record, to Sink) {
 			to.Int("sidelight.decision_ns", int64(e.ConnectNS-e.Key.StartNS))
 		}
 	}
+	if e.OpenKnown() {
+		if at := e.Totals.FirstSentNS; at != 0 {
+			to.Int("sidelight.first_sent_ns", int64(at-e.EstablishedNS))
+		}
+		if at := e.Totals.FirstReceivedNS; at != 0 {
+			to.Int("sidelight.first_received_ns", int64(at-e.EstablishedNS))
+		}
+	}
 	to.Int("sidelight.sent_bytes", int64(e.Totals.SentBytes))
 	to.Int("sidelight.received_bytes", int64(e.Totals.ReceivedBytes))
 	to.Int("sidelight.retransmits", int64(e.Totals.Retransmits))
+	to.Int("sidelight.syn_retransmits", int64(e.Totals.SYNRetransmits))
 	if e.Totals.RTTUS != 0 {
 		to.Int("sidelight.rtt_us", int64(e.Totals.RTTUS))
 	}

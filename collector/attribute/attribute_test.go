@@ -15,6 +15,7 @@ import (
 type text []string
 
 func (t *text) String(name, value string)    { *t = append(*t, fmt.Sprintf("%s=%q", name, value)) }
+func (t *text) Bool(name string, value bool) { *t = append(*t, fmt.Sprintf("%s=%t", name, value)) }
 func (t *text) Int(name string, value int64) { *t = append(*t, fmt.Sprintf("%s=%d", name, value)) }
 
 func TestUIDNamesBootSocketAndStart(t *testing.T) {
@@ -41,7 +42,9 @@ func closed(role connection.Role) enrich.Record {
 		Event: connection.Event{
 			Kind: connection.Close, Role: role, Key: connection.Key{Cookie: 1, StartNS: 1000}, ConnectNS: 1100, EstablishedNS: 1600, EventNS: 5000,
 			Local: netip.MustParseAddrPort("10.0.0.1:1111"), Peer: netip.MustParseAddrPort("10.0.0.2:22"),
-			Totals: connection.Totals{SentBytes: 1, ReceivedBytes: 2, Retransmits: 3, RTTUS: 4, MinRTTUS: 5},
+			Totals: connection.Totals{
+				SentBytes: 1, ReceivedBytes: 2, Retransmits: 3, SYNRetransmits: 1, RTTUS: 4, MinRTTUS: 5, FirstSentNS: 1610, FirstReceivedNS: 1700,
+			},
 		},
 		Identity: enrich.Identity{
 			Local:   &enrich.Workload{Name: "w", Cgroup: "/", ContainerID: "c", PodUID: "p"},
@@ -54,8 +57,9 @@ func closed(role connection.Role) enrich.Record {
 const ofClient = `
 network.transport="tcp" network.type="ipv4" network.local.address="10.0.0.1" network.local.port=1111 network.peer.address="10.0.0.2"
 network.peer.port=22 client.address="10.0.0.1" client.port=1111 server.address="10.0.0.2" server.port=22 sidelight.role="client"
-sidelight.reason="ok" sidelight.duration_ns=4000 sidelight.connect_ns=500 sidelight.decision_ns=100 sidelight.sent_bytes=1
-sidelight.received_bytes=2 sidelight.retransmits=3 sidelight.rtt_us=4 sidelight.min_rtt_us=5 process.pid=7
+sidelight.reason="ok" sidelight.duration_ns=4000 sidelight.connect_ns=500 sidelight.decision_ns=100
+sidelight.first_sent_ns=10 sidelight.first_received_ns=100 sidelight.sent_bytes=1
+sidelight.received_bytes=2 sidelight.retransmits=3 sidelight.syn_retransmits=1 sidelight.rtt_us=4 sidelight.min_rtt_us=5 process.pid=7
 process.executable.name="curl" process.linux.cgroup="0::/" container.id="c" k8s.pod.uid="p"`
 
 func TestConnection(t *testing.T) {
@@ -71,12 +75,33 @@ func TestConnection(t *testing.T) {
 		}},
 		"failed": {connection.Client, func(r *enrich.Record) { r.Event.EstablishedNS, r.Event.Reason = 0, connection.Refused }, map[string]string{
 			"sidelight.reason": `"refused"`, "error.type": `"refused"`, "sidelight.connect_ns": "",
+			"sidelight.first_sent_ns": "", "sidelight.first_received_ns": "",
 		}},
 		"no decision": {connection.Client, func(r *enrich.Record) { r.Event.ConnectNS = r.Event.Key.StartNS }, map[string]string{
 			"sidelight.connect_ns": "600", "sidelight.decision_ns": "",
 		}},
 		"never measured": {connection.Client, func(r *enrich.Record) { r.Event.Totals = connection.Totals{} }, map[string]string{
 			"sidelight.sent_bytes": "0", "sidelight.received_bytes": "0", "sidelight.retransmits": "0", "sidelight.rtt_us": "", "sidelight.min_rtt_us": "",
+			"sidelight.syn_retransmits": "0", "sidelight.first_sent_ns": "", "sidelight.first_received_ns": "",
+		}},
+		"adopted open": {connection.Client, func(r *enrich.Record) {
+			r.Event.Flags, r.Event.ConnectNS = connection.Adopted|connection.AdoptedOpen, 0
+		}, map[string]string{
+			"sidelight.adopted": "true", "sidelight.duration_ns": "", "sidelight.connect_ns": "", "sidelight.decision_ns": "",
+			"sidelight.first_sent_ns": "", "sidelight.first_received_ns": "",
+		}},
+		// The handshake was seen, the SYN was not.
+		"adopted connecting": {connection.Client, func(r *enrich.Record) {
+			r.Event.Flags, r.Event.ConnectNS = connection.Adopted, 0
+		}, map[string]string{
+			"sidelight.adopted": "true", "sidelight.duration_ns": "", "sidelight.connect_ns": "", "sidelight.decision_ns": "",
+		}},
+		"end only": {connection.Client, func(r *enrich.Record) {
+			r.Event.Flags, r.Event.ConnectNS, r.Event.Key.StartNS, r.Event.EstablishedNS = connection.Stateless, 0, 5000, 5000
+			r.Event.Totals.FirstSentNS, r.Event.Totals.FirstReceivedNS, r.Identity.Process = 0, 0, nil
+		}, map[string]string{
+			"sidelight.duration_ns": "", "sidelight.connect_ns": "", "sidelight.decision_ns": "",
+			"sidelight.first_sent_ns": "", "sidelight.first_received_ns": "", "process.pid": "", "process.executable.name": "",
 		}},
 		"no process": {connection.Client, func(r *enrich.Record) { r.Identity.Process = nil }, map[string]string{
 			"process.pid": "", "process.executable.name": "",
@@ -115,8 +140,10 @@ func replace(attributes []string, with map[string]string) []string {
 		if value != "" {
 			out = append(out, name+"="+value)
 		}
-		if failed := with["error.type"]; name == "sidelight.reason" && failed != "" {
-			out = append(out, "error.type="+failed)
+		for _, added := range []string{"error.type", "sidelight.adopted"} {
+			if v := with[added]; name == "sidelight.reason" && v != "" {
+				out = append(out, added+"="+v)
+			}
 		}
 	}
 	return out

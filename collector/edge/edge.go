@@ -57,16 +57,22 @@ type Sums struct {
 
 	Attempts    uint64
 	Established uint64
+	Adopted     uint64 // open when the agent came
 	Failures    [connection.ReasonCount]uint64
 	Closed      [connection.ReasonCount]uint64
 	Open        int64
 	Connecting  int64
+	// OldestConnectingNS is how long the connect had hung that hung longest, at the last sweep that saw one; 0 without any.
+	OldestConnectingNS uint64
+	sweep              uint32 // that sweep
 
-	SentBytes     uint64
-	ReceivedBytes uint64
-	Retransmits   uint64
+	SentBytes      uint64
+	ReceivedBytes  uint64
+	Retransmits    uint64
+	SYNRetransmits uint64 // of these, during the handshake
 
 	ConnectDuration    Histogram // seconds
+	FirstByteDuration  Histogram // seconds from the end of the handshake to the first byte received
 	ConnectionDuration Histogram // seconds
 	RTT                Histogram // seconds
 }
@@ -141,6 +147,7 @@ func newSums(sinceUnixNS int64) *Sums {
 	return &Sums{
 		SinceUnixNS:        sinceUnixNS,
 		ConnectDuration:    NewHistogram(LatencyBounds),
+		FirstByteDuration:  NewHistogram(LatencyBounds),
 		ConnectionDuration: NewHistogram(DurationBounds),
 		RTT:                NewHistogram(LatencyBounds),
 	}
@@ -149,6 +156,7 @@ func newSums(sinceUnixNS int64) *Sums {
 func (s *Sums) addLoss(l *connection.Loss) {
 	s.Attempts += l.Attempts
 	s.Established += l.Established
+	s.Adopted += l.Adopted
 	s.Failures[l.Reason] += l.Failed
 	s.Closed[l.Reason] += l.Closed
 	s.Connecting -= int64(l.ConnectingDown)
@@ -156,6 +164,7 @@ func (s *Sums) addLoss(l *connection.Loss) {
 	s.SentBytes += l.SentBytes
 	s.ReceivedBytes += l.ReceivedBytes
 	s.Retransmits += l.Retransmits
+	s.SYNRetransmits += l.SYNRetransmits
 }
 
 const second = 1e9
@@ -164,18 +173,24 @@ func (s *Sums) add(r *enrich.Record) {
 	e, c := &r.Event, &r.Change
 	s.Attempts += uint64(c.Attempts)
 	s.Established += uint64(c.Established)
+	s.Adopted += uint64(c.Adopted)
 	s.Open += int64(c.Open)
 	s.Connecting += int64(c.Connecting)
-	if c.Established != 0 && e.Role == connection.Client {
+	if c.Established != 0 && e.Role == connection.Client && e.ConnectNS != 0 {
 		s.ConnectDuration.Observe(float64(e.EstablishedNS-e.ConnectNS)/second, &r.Event)
 	}
 	if e.Kind != connection.Close && e.Kind != connection.Sweep {
 		return
 	}
-	s.SentBytes += e.Totals.SentBytes - e.Reported.SentBytes
-	s.ReceivedBytes += e.Totals.ReceivedBytes - e.Reported.ReceivedBytes
-	s.Retransmits += uint64(e.Totals.Retransmits) - e.Reported.Retransmits
+	sent, received, retransmits, synRetransmits := e.Moved()
+	s.SentBytes += sent
+	s.ReceivedBytes += received
+	s.Retransmits += retransmits
+	s.SYNRetransmits += synRetransmits
 	if e.Kind != connection.Close {
+		if e.EstablishedNS == 0 {
+			s.hangs(r)
+		}
 		return
 	}
 	if c.Failed != 0 {
@@ -183,11 +198,29 @@ func (s *Sums) add(r *enrich.Record) {
 	}
 	if c.Closed != 0 {
 		s.Closed[e.Reason]++
-		s.ConnectionDuration.Observe(float64(e.EventNS-e.Key.StartNS)/second, &r.Event)
+		if e.StartKnown() {
+			s.ConnectionDuration.Observe(float64(e.EventNS-e.Key.StartNS)/second, &r.Event)
+		}
+		if e.Role == connection.Client && e.OpenKnown() && e.Totals.FirstReceivedNS != 0 {
+			s.FirstByteDuration.Observe(float64(e.Totals.FirstReceivedNS-e.EstablishedNS)/second, &r.Event)
+		}
 	}
 	if e.Totals.RTTUS != 0 {
 		s.RTT.Observe(float64(e.Totals.RTTUS)/1e6, &r.Event)
 	}
+}
+
+// hangs takes note of a connect that a sweep found under way.
+func (s *Sums) hangs(r *enrich.Record) {
+	since := r.Event.ConnectNS
+	if since == 0 { // adopted
+		since = r.Event.Key.StartNS
+	}
+	age := r.Event.EventNS - since
+	if r.Sweep != s.sweep {
+		s.sweep, s.OldestConnectingNS = r.Sweep, 0
+	}
+	s.OldestConnectingNS = max(s.OldestConnectingNS, age)
 }
 
 // Snapshot is a copy of the table at one moment.
@@ -207,6 +240,10 @@ func (t *Table) Snapshot() Snapshot {
 		copied.ConnectDuration = sums.ConnectDuration.clone()
 		copied.ConnectionDuration = sums.ConnectionDuration.clone()
 		copied.RTT = sums.RTT.clone()
+		copied.FirstByteDuration = sums.FirstByteDuration.clone()
+		if copied.Connecting <= 0 {
+			copied.OldestConnectingNS = 0
+		}
 		s.Edges = append(s.Edges, Edge{Key: key, Sums: copied})
 	}
 	return s

@@ -89,6 +89,15 @@ func checkMetric(t *testing.T, where string, want *metadata.Metric, got pmetric.
 				t.Errorf("%s: %s has a value of type %v", where, want.Name, p.ValueType())
 			}
 		}
+	case pmetric.MetricTypeGauge:
+		// A gauge has no temporality.
+		kind, valueType, temporality = metadata.Gauge, "double", pmetric.AggregationTemporalityCumulative
+		for _, p := range got.Gauge().DataPoints().All() {
+			points = append(points, p.Attributes())
+			if p.ValueType() != pmetric.NumberDataPointValueTypeDouble {
+				t.Errorf("%s: %s has a value of type %v", where, want.Name, p.ValueType())
+			}
+		}
 	case pmetric.MetricTypeHistogram:
 		kind, valueType, temporality = metadata.Histogram, "double", got.Histogram().AggregationTemporality()
 		for _, p := range got.Histogram().DataPoints().All() {
@@ -114,7 +123,7 @@ func TestPrometheusSpellingIsThatOfTheTable(t *testing.T) {
 	namer := otlptranslator.NewMetricNamer("", otlptranslator.UnderscoreEscapingWithSuffixes)
 	types := map[string]otlptranslator.MetricType{
 		metadata.Sum: otlptranslator.MetricTypeMonotonicCounter, metadata.UpDown: otlptranslator.MetricTypeNonMonotonicCounter,
-		metadata.Histogram: otlptranslator.MetricTypeHistogram,
+		metadata.Gauge: otlptranslator.MetricTypeGauge, metadata.Histogram: otlptranslator.MetricTypeHistogram,
 	}
 	table := readTable(t)
 	for _, m := range table.Metrics {

@@ -140,6 +140,10 @@ func checkRequirements(t *testing.T, where string, table *metadata.Table, e *con
 			if present != (e.Reason != connection.OK) {
 				t.Errorf("%s: %s present: %v, with the reason %v", where, a.Name, present, e.Reason)
 			}
+		case metadata.AdoptedOnly:
+			if present != (e.Flags&connection.Adopted != 0) {
+				t.Errorf("%s: %s present: %v, with the flags %v", where, a.Name, present, e.Flags)
+			}
 		case metadata.ClientsOnly:
 			if present && e.Role != connection.Client {
 				t.Errorf("%s: a %v has %s", where, e.Role, a.Name)
@@ -156,20 +160,38 @@ type recorder []string
 
 func (r *recorder) String(name, _ string)    { *r = append(*r, name) }
 func (r *recorder) Int(name string, _ int64) { *r = append(*r, name) }
+func (r *recorder) Bool(name string, _ bool) { *r = append(*r, name) }
 
 func TestAFullRecordHasTheWholeTableInItsOrder(t *testing.T) {
-	var want []string
+	var all, adoptedOnly []string
+	times := []string{
+		"sidelight.duration_ns", "sidelight.connect_ns", "sidelight.decision_ns", "sidelight.first_sent_ns", "sidelight.first_received_ns",
+	}
 	for _, a := range readTable(t).LogAttributes {
-		if a.Name != "log.record.uid" { // the access log and the log record say it themselves
-			want = append(want, a.Name)
+		if a.Name == "log.record.uid" { // the access log and the log record say it themselves
+			continue
+		}
+		if a.Name != "sidelight.adopted" {
+			all = append(all, a.Name)
+		}
+		if !slices.Contains(times, a.Name) { // an adopted one's start is not known
+			adoptedOnly = append(adoptedOnly, a.Name)
 		}
 	}
 	full := load(t, "container")[1] // the first one's close
 	full.Event.Reason = connection.ResetByPeer
-	var got recorder
-	attribute.Connection(&full, &got)
-	if !slices.Equal(got, want) {
-		t.Errorf("got  %v\nwant %v", got, want)
+	adopted := full
+	adopted.Event.Flags = connection.Adopted | connection.AdoptedOpen
+	adopted.Event.ConnectNS = 0
+	for _, test := range []struct {
+		record *enrich.Record
+		want   []string
+	}{{&full, all}, {&adopted, adoptedOnly}} {
+		var got recorder
+		attribute.Connection(test.record, &got)
+		if !slices.Equal(got, test.want) {
+			t.Errorf("got  %v\nwant %v", got, test.want)
+		}
 	}
 }
 

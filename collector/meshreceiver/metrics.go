@@ -29,20 +29,27 @@ func newMetrics(settings *Settings, snapshot edge.Snapshot, now time.Time) pmetr
 
 	b.counter("sidelight.tcp.connection.attempts", "{connection}", clients(func(s *edge.Sums) uint64 { return s.Attempts }))
 	b.counter("sidelight.tcp.connection.established", "{connection}", each(func(s *edge.Sums) uint64 { return s.Established }))
+	b.counter("sidelight.tcp.connection.adopted", "{connection}", each(func(s *edge.Sums) uint64 { return s.Adopted }))
 	b.reasons("sidelight.tcp.connection.failures", func(s *edge.Sums) *[connection.ReasonCount]uint64 { return &s.Failures })
 	b.reasons("sidelight.tcp.connection.closed", func(s *edge.Sums) *[connection.ReasonCount]uint64 { return &s.Closed })
 	b.gauge("sidelight.tcp.connection.open", each(func(s *edge.Sums) int64 { return s.Open }))
 	b.gauge("sidelight.tcp.connection.connecting", clients(func(s *edge.Sums) int64 { return s.Connecting }))
+	b.seconds("sidelight.tcp.connection.connecting.oldest", clients(func(s *edge.Sums) uint64 { return s.OldestConnectingNS }))
 	b.counter("sidelight.tcp.sent", "By", each(func(s *edge.Sums) uint64 { return s.SentBytes }))
 	b.counter("sidelight.tcp.received", "By", each(func(s *edge.Sums) uint64 { return s.ReceivedBytes }))
 	b.counter("sidelight.tcp.retransmits", "{segment}", each(func(s *edge.Sums) uint64 { return s.Retransmits }))
+	b.counter("sidelight.tcp.syn.retransmits", "{segment}", each(func(s *edge.Sums) uint64 { return s.SYNRetransmits }))
 	b.histogram("sidelight.tcp.connect.duration", clients(func(s *edge.Sums) *edge.Histogram { return &s.ConnectDuration }))
+	b.histogram("sidelight.tcp.first_byte.duration", clients(func(s *edge.Sums) *edge.Histogram { return &s.FirstByteDuration }))
 	b.histogram("sidelight.tcp.connection.duration", each(func(s *edge.Sums) *edge.Histogram { return &s.ConnectionDuration }))
 	b.histogram("sidelight.tcp.rtt", each(func(s *edge.Sums) *edge.Histogram { return &s.RTT }))
 	// Backends complain of a metric without a point, such as failures while there are none.
 	scope.Metrics().RemoveIf(func(m pmetric.Metric) bool {
-		if m.Type() == pmetric.MetricTypeHistogram {
+		switch m.Type() {
+		case pmetric.MetricTypeHistogram:
 			return m.Histogram().DataPoints().Len() == 0
+		case pmetric.MetricTypeGauge:
+			return m.Gauge().DataPoints().Len() == 0
 		}
 		return m.Sum().DataPoints().Len() == 0
 	})
@@ -97,6 +104,16 @@ func (b *builder) gauge(name string, value pick[int64]) {
 	for i := range b.edges {
 		if v, ok := value(&b.edges[i]); ok {
 			b.number(points, &b.edges[i]).SetIntValue(v)
+		}
+	}
+}
+
+// seconds makes a gauge of a number of nanoseconds.
+func (b *builder) seconds(name string, value pick[uint64]) {
+	points := b.metric(name, "s").SetEmptyGauge().DataPoints()
+	for i := range b.edges {
+		if v, ok := value(&b.edges[i]); ok {
+			b.number(points, &b.edges[i]).SetDoubleValue(time.Duration(v).Seconds())
 		}
 	}
 }

@@ -18,9 +18,10 @@ type attributes struct{ to pcommon.Map }
 
 func (a attributes) String(name, value string)    { a.to.PutStr(name, value) }
 func (a attributes) Int(name string, value int64) { a.to.PutInt(name, value) }
+func (a attributes) Bool(name string, value bool) { a.to.PutBool(name, value) }
 
 // attributeHint is about how many attributes a connection has.
-const attributeHint = 28
+const attributeHint = 32
 
 // byWorkload finds or makes the scope of a workload's records: the workload is the resource.
 type byWorkload[S any] struct {

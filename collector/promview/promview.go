@@ -36,10 +36,11 @@ type View struct {
 	edges func() edge.Snapshot
 	clock func() connection.Clock
 
-	attempts, established, failures, closed, open, connecting *prometheus.Desc
-	sent, received, retransmits                               *prometheus.Desc
-	connectDuration, connectionDuration, rtt                  *prometheus.Desc
-	folded                                                    *prometheus.Desc
+	attempts, established, adopted, failures, closed            *prometheus.Desc
+	open, connecting, oldest                                    *prometheus.Desc
+	sent, received, retransmits, synRetransmits                 *prometheus.Desc
+	connectDuration, firstByteDuration, connectionDuration, rtt *prometheus.Desc
+	folded                                                      *prometheus.Desc
 }
 
 // New returns a view. The clock dates exemplars.
@@ -48,14 +49,18 @@ func New(edges func() edge.Snapshot, clock func() connection.Clock) *View {
 		edges: edges, clock: clock,
 		attempts:           desc("connection_attempts_total", "Connections whose SYN was about to leave; clients only."),
 		established:        desc("connection_established_total", "Connections whose handshake was done."),
+		adopted:            desc("connection_adopted_total", "Connections that were open when the agent came; established and adopted make up closed and open."),
 		failures:           desc("connection_failures_total", "Connections that ended before their handshake was done, by reason.", "reason"),
 		closed:             desc("connection_closed_total", "Connections that ended after their handshake, by reason.", "reason"),
 		open:               desc("connection_open", "Connections that are open now."),
 		connecting:         desc("connection_connecting", "Connections whose handshake is under way now; clients only."),
+		oldest:             desc("connection_connecting_oldest_seconds", "How long the connect has hung that hangs longest, at the last sweep; 0 without any; clients only."),
 		sent:               desc("sent_bytes_total", "Payload sent, each byte once."),
 		received:           desc("received_bytes_total", "Payload received, each byte once."),
 		retransmits:        desc("retransmits_total", "Segments sent again, SYN among them."),
+		synRetransmits:     desc("syn_retransmits_total", "Segments sent again during the handshake."),
 		connectDuration:    desc("connect_duration_seconds", "Time from SYN to the end of the handshake; clients only."),
+		firstByteDuration:  desc("first_byte_duration_seconds", "Time from the end of the handshake to the first byte received, of connections that ended; clients only."),
 		connectionDuration: desc("connection_duration_seconds", "Life of connections that ended, from connect() or accept to the end of TCP."),
 		rtt:                desc("rtt_seconds", "Smoothed round-trip time at the end of connections."),
 		folded: prometheus.NewDesc("sidelight_self_edges_folded_total",
@@ -66,8 +71,8 @@ func New(edges func() edge.Snapshot, clock func() connection.Clock) *View {
 // Describe implements prometheus.Collector.
 func (v *View) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		v.attempts, v.established, v.failures, v.closed, v.open, v.connecting, v.sent, v.received, v.retransmits,
-		v.connectDuration, v.connectionDuration, v.rtt, v.folded,
+		v.attempts, v.established, v.adopted, v.failures, v.closed, v.open, v.connecting, v.oldest, v.sent, v.received, v.retransmits,
+		v.synRetransmits, v.connectDuration, v.firstByteDuration, v.connectionDuration, v.rtt, v.folded,
 	} {
 		ch <- d
 	}
@@ -86,16 +91,19 @@ func (v *View) Collect(ch chan<- prometheus.Metric) {
 			ch <- prometheus.MustNewConstMetricWithCreatedTimestamp(d, prometheus.CounterValue, float64(value), since,
 				append(slices.Clone(values), more...)...)
 		}
-		gauge := func(d *prometheus.Desc, value int64) {
-			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(value), values...)
+		gauge := func(d *prometheus.Desc, value float64) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, values...)
 		}
 		if e.Key.Role == connection.Client {
 			counter(v.attempts, s.Attempts)
-			gauge(v.connecting, s.Connecting)
+			gauge(v.connecting, float64(s.Connecting))
+			gauge(v.oldest, time.Duration(s.OldestConnectingNS).Seconds())
 			v.histogram(ch, v.connectDuration, &s.ConnectDuration, clock, since, values)
+			v.histogram(ch, v.firstByteDuration, &s.FirstByteDuration, clock, since, values)
 		}
 		counter(v.established, s.Established)
-		gauge(v.open, s.Open)
+		counter(v.adopted, s.Adopted)
+		gauge(v.open, float64(s.Open))
 		for reason := range connection.ReasonCount {
 			if n := s.Failures[reason]; n > 0 {
 				counter(v.failures, n, reason.String())
@@ -107,6 +115,7 @@ func (v *View) Collect(ch chan<- prometheus.Metric) {
 		counter(v.sent, s.SentBytes)
 		counter(v.received, s.ReceivedBytes)
 		counter(v.retransmits, s.Retransmits)
+		counter(v.synRetransmits, s.SYNRetransmits)
 		v.histogram(ch, v.connectionDuration, &s.ConnectionDuration, clock, since, values)
 		v.histogram(ch, v.rtt, &s.RTT, clock, since, values)
 	}

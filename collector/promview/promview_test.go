@@ -97,7 +97,8 @@ func TestFamiliesAreThoseOfTheTable(t *testing.T) {
 		labels []string
 	}
 	kinds := map[string]dto.MetricType{
-		metadata.Sum: dto.MetricType_COUNTER, metadata.UpDown: dto.MetricType_GAUGE, metadata.Histogram: dto.MetricType_HISTOGRAM,
+		metadata.Sum: dto.MetricType_COUNTER, metadata.UpDown: dto.MetricType_GAUGE, metadata.Gauge: dto.MetricType_GAUGE,
+		metadata.Histogram: dto.MetricType_HISTOGRAM,
 	}
 	want := make(map[string]family)
 	for _, m := range table.Metrics {

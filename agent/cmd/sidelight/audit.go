@@ -93,14 +93,16 @@ func printAudit(out io.Writer, r *auditReport) {
 	fmt.Fprintf(out, "attempts      %d = %d established + %d failed + %d connecting\n",
 		k.Attempts, k.Established[client], k.Failed, int64(k.Attempts-k.Established[client]-k.Failed))
 	for _, role := range []string{client, server} {
-		fmt.Fprintf(out, "%s       %d established = %d closed + %d open\n", role, k.Established[role], k.Closed[role], int64(k.Established[role]-k.Closed[role]))
+		fmt.Fprintf(out, "%s       %d established + %d adopted = %d closed + %d open\n", role, k.Established[role], k.Adopted[role],
+			k.Closed[role], int64(k.Established[role]+k.Adopted[role]-k.Closed[role]))
 	}
 	for _, kind := range connection.Kinds() {
 		name := kind.String()
 		fmt.Fprintf(out, "%-13s %d submitted, %d without room; %d decoded\n", name, k.Submitted[name], k.ReserveFailed[name], u.Decoded[name])
 	}
 	fmt.Fprintf(out, "without room  %d closes kept as sums of their edge, %d as totals\n", k.Aggregated, k.Totalled)
-	fmt.Fprintf(out, "not followed  %d for want of storage, %d that began before\n", k.StorageFailed, k.UntrackedClosed)
+	fmt.Fprintf(out, "end only      %d for want of storage\n", k.StorageFailed[client]+k.StorageFailed[server])
+	fmt.Fprintf(out, "not followed  %d that began before and were not adopted\n", k.AdoptFailed+k.UntrackedClosed)
 	if r.AccessLog != nil {
 		fmt.Fprintf(out, "access log    %d lines, %d dropped\n", r.AccessLog.Lines, r.AccessLog.Dropped)
 	}
@@ -156,14 +158,18 @@ func (n *node) audit(ctx context.Context) (account.Account, error) {
 
 func kernelAccount(a datapath.Account) account.Kernel {
 	k := account.Kernel{
-		Attempts: a.Attempts, Failed: a.Failed, StorageFailed: a.StorageFailed, UntrackedClosed: a.UntrackedClosed,
+		Attempts: a.Attempts, Failed: a.Failed, UntrackedClosed: a.UntrackedClosed, StatelessEstablished: a.StatelessEstablished,
+		AdoptedConnecting: a.AdoptedConnecting, AdoptFailed: a.AdoptFailed,
 		Aggregated: a.Aggregated, Totalled: a.Totalled,
-		Established: make(map[string]uint64), Closed: make(map[string]uint64),
-		Submitted: make(map[string]uint64), ReserveFailed: make(map[string]uint64),
+		Established: make(map[string]uint64), Adopted: make(map[string]uint64), Closed: make(map[string]uint64),
+		StorageFailed: make(map[string]uint64),
+		Submitted:     make(map[string]uint64), ReserveFailed: make(map[string]uint64),
 	}
 	for _, role := range []connection.Role{connection.Client, connection.Server} {
 		k.Established[role.String()] = a.Established[role]
+		k.Adopted[role.String()] = a.Adopted[role]
 		k.Closed[role.String()] = a.Closed[role]
+		k.StorageFailed[role.String()] = a.StorageFailed[role]
 	}
 	for _, kind := range connection.Kinds() {
 		k.Submitted[kind.String()] = a.Submitted[kind]

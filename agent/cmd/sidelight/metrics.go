@@ -132,6 +132,7 @@ func (s *selfMetrics) collectAccount(a *account.Account, counter func(*prometheu
 	counter(descKernel, a.Kernel.Failed, client, "failed")
 	for _, role := range []string{client, server} {
 		counter(descKernel, a.Kernel.Established[role], role, "established")
+		counter(descKernel, a.Kernel.Adopted[role], role, "adopted")
 		counter(descKernel, a.Kernel.Closed[role], role, "closed")
 	}
 	counter(descUntracked, a.Kernel.UntrackedClosed)
@@ -144,5 +145,5 @@ func (s *selfMetrics) collectAccount(a *account.Account, counter func(*prometheu
 		counter(promview.Dropped, a.Kernel.ReserveFailed[k], "ring", k)
 	}
 	counter(promview.Dropped, a.User.DecodeFailed, "decode", "event")
-	counter(promview.Dropped, a.Kernel.StorageFailed, "storage", "connection")
+	counter(promview.Dropped, a.Kernel.StorageFailed[client]+a.Kernel.StorageFailed[server], "storage", "connection")
 }

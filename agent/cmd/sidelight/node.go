@@ -154,7 +154,7 @@ func (n *node) prepareKernel() error {
 		n.logger.Info("mounted bpffs", "at", datapath.BPFFS)
 	}
 	if n.datapath, err = datapath.Load(datapath.Options{
-		RingBytes: n.config.RingBytes, WakeupBytes: uint64(n.config.RingBytes) / 8,
+		RingBytes: n.config.RingBytes, WakeupBytes: uint64(n.config.RingBytes) / 8, Cgroup: n.cgroup, FirstBytes: true,
 	}); err != nil {
 		return err
 	}
@@ -232,11 +232,11 @@ func (n *node) run(ctx context.Context, attached func()) error {
 			return inputError{err}
 		}
 	}
-	if err := n.datapath.Attach(n.cgroup); err != nil {
+	if err := n.datapath.Attach(); err != nil {
 		return errors.Join(err, n.stopCollector())
 	}
-	if err := n.datapath.AdoptListeners(); err != nil {
-		n.logger.Warn("servers that listen already have no process in the access log", "error", err)
+	if err := n.datapath.Adopt(); err != nil {
+		n.logger.Warn("some of what was there before is not followed", "error", err)
 	}
 	n.logger.Info("attached", "cgroup", n.cgroup.Dir, "metrics", n.server.Address())
 	readCtx, stopReading := context.WithCancel(context.WithoutCancel(ctx))

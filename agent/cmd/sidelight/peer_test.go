@@ -44,6 +44,8 @@ type script struct {
 	// Spread gives each connection an address of its own, from Addr on.
 	Spread bool
 	Until  string
+	Late   int  // bytes that clientHolds sends when it goes on
+	Bound  bool // to a port before the connect
 }
 
 // headerBytes go before each request: ending, sizes.
@@ -111,6 +113,11 @@ func runClient(s script) (errno string, err error) {
 	}
 	file := os.NewFile(uintptr(fd), "connection")
 	defer file.Close()
+	if s.Bound {
+		if err := unix.Bind(fd, boundTo(address)); err != nil {
+			return "", fmt.Errorf("bind: %w", err)
+		}
+	}
 	for {
 		err = unix.Connect(fd, address)
 		if !errors.Is(err, unix.EINTR) { // the runtime's own preemption signal
@@ -129,6 +136,17 @@ func runClient(s script) (errno string, err error) {
 		return "", fmt.Errorf("connect %v: it worked", s.Addr)
 	}
 	return "", exchange(file, s)
+}
+
+// boundTo is any free port of the same address.
+func boundTo(address unix.Sockaddr) unix.Sockaddr {
+	switch a := address.(type) {
+	case *unix.SockaddrInet4:
+		return &unix.SockaddrInet4{Addr: a.Addr}
+	case *unix.SockaddrInet6:
+		return &unix.SockaddrInet6{Addr: a.Addr}
+	}
+	return nil
 }
 
 func exchange(file *os.File, s script) error {
@@ -157,7 +175,8 @@ func exchange(file *os.File, s script) error {
 	case clientHolds:
 		for {
 			if _, err := os.Stat(s.Until); err == nil {
-				return nil
+				_, err := file.Write(make([]byte, s.Late))
+				return err
 			}
 			time.Sleep(10 * time.Millisecond)
 		}

@@ -5,13 +5,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
-
-	"github.com/vishvananda/netns"
-
-	"github.com/sidelight-mesh/sidelight/agent/cmd/sidelight/lab"
 )
 
 // TestSweep holds connections open: what they have moved shows while they live, and is not counted again when they end. With a
@@ -37,7 +32,7 @@ func TestSweep(t *testing.T) {
 				Request: 1000, Response: 100_000, Until: until,
 			})
 			if lossy {
-				waitEstablished(t, ns, count)
+				waitSockets(t, ns, established, 2*count)
 				if err := a.cmd.Process.Signal(syscall.SIGCONT); err != nil {
 					t.Fatal(err)
 				}
@@ -78,22 +73,4 @@ func TestSweep(t *testing.T) {
 			a.stop()
 		})
 	}
-}
-
-// waitEstablished waits until the namespace's own table has count connections on both ends.
-func waitEstablished(t *testing.T, ns netns.NsHandle, count int) {
-	t.Helper()
-	eventually(t, "the connections", func() error {
-		return lab.In(ns, func() error {
-			table, err := os.ReadFile("/proc/thread-self/net/tcp6")
-			if err != nil {
-				return err
-			}
-			const established = " 01 00000000:00000000 " // the state, and nothing waits in either queue
-			if n := strings.Count(string(table), established); n != 2*count {
-				return fmt.Errorf("%d ends are established", n)
-			}
-			return nil
-		})
-	})
 }

@@ -40,6 +40,7 @@ const (
 	Always       = "always"
 	WhenKnown    = "when known"
 	WhenFailed   = "when failed"
+	AdoptedOnly  = "adopted only"
 	ClientsOnly  = "clients only"
 	Reserved     = "reserved"
 	OverflowOnly = "overflow only"
@@ -90,6 +91,7 @@ type MetricAttribute struct {
 const (
 	Sum       = "sum"
 	UpDown    = "updown"
+	Gauge     = "gauge"
 	Histogram = "histogram"
 )
 
@@ -206,7 +208,7 @@ func (t *Table) check() error {
 				fault("metrics: %s: unknown attribute %q", m.Name, name)
 			}
 		}
-		if !slices.Contains([]string{Sum, UpDown, Histogram}, m.Kind) || (m.Kind == Histogram) != (len(m.Bounds) > 0) {
+		if !slices.Contains([]string{Sum, UpDown, Gauge, Histogram}, m.Kind) || (m.Kind == Histogram) != (len(m.Bounds) > 0) {
 			fault("metrics: %s: kind %q with %d bounds", m.Name, m.Kind, len(m.Bounds))
 		}
 	}

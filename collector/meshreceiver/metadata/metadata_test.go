@@ -18,7 +18,7 @@ func TestReadRefusesWhatAReaderWouldTripOver(t *testing.T) {
 		"description":       {"span_events: [{name: a}]", `span_events: "a": name and description must not be empty`},
 		"span event":        {"spans: [{name: s, description: d, events: [e]}]", `spans: s: unknown event "e"`},
 		"metric attribute":  {"metrics: [{name: m, prometheus: m, kind: sum, description: d, attributes: [a]}]", `metrics: m: unknown attribute "a"`},
-		"kind":              {"metrics: [{name: m, prometheus: m, kind: gauge, description: d}]", `metrics: m: kind "gauge" with 0 bounds`},
+		"kind":              {"metrics: [{name: m, prometheus: m, kind: summary, description: d}]", `metrics: m: kind "summary" with 0 bounds`},
 		"histogram":         {"metrics: [{name: m, prometheus: m, kind: histogram, description: d}]", `metrics: m: kind "histogram" with 0 bounds`},
 		"family":            {"metrics: [{name: m, prometheus: p, kind: sum, description: d}]\nprometheus_only: [{prometheus: p, description: d}]", `prometheus names: "p" is there twice`},
 		"missing file, too": {"", "no such file"},

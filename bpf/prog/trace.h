@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#ifndef SIDELIGHT_TRACE_H
+#define SIDELIGHT_TRACE_H
+
+#include "../lib/end.h"
+
+/*
+ * The end of adopted connections, on kernels where mesh_sockops cannot be asked to see it. It runs at each change of state of each
+ * TCP socket of the machine, so it is attached only while there are such connections. inet_sk_set_state() calls it before it
+ * stores the new state, and tcp_set_state() has told sockops before: sk_err and totals are the same for both.
+ */
+SEC("tp_btf/inet_sock_set_state")
+int mesh_state(__u64 *args) /* sk, old state, new state */
+{
+	struct sock *sk = (struct sock *)args[0];
+	struct mesh_connection *conn;
+	struct tcp_sock *tp;
+
+	if ((int)args[2] != BPF_TCP_CLOSE || sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	if (!conn || !conn->traced)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	conn->traced = false;
+	account_add(traced_closed);
+	end_tell(conn, tp, args[1]);
+	return 0;
+}
+
+#endif
