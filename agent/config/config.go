@@ -35,6 +35,8 @@ type Config struct {
 	DrainInterval time.Duration `yaml:"drain_interval"`
 	// RingBytes is the size of the kernel's event ring, a power of two.
 	RingBytes uint32 `yaml:"ring_bytes"`
+	// FirstByteTimes asks the kernel for when the first bytes were sent and received, which costs some runs of a program a connection.
+	FirstByteTimes bool `yaml:"first_byte_times"`
 	// MaxConnections is how many open connections are followed at a time.
 	MaxConnections int `yaml:"max_connections"`
 	// MaxEdges is how many edges have metrics of their own.
@@ -100,6 +102,7 @@ func Default() Config {
 		ReportInterval: 10 * time.Second,
 		DrainInterval:  50 * time.Millisecond,
 		RingBytes:      4 << 20,
+		FirstByteTimes: true,
 		MaxConnections: 1_000_000,
 		MaxEdges:       10_000,
 		PeerGroups: []PeerGroup{{

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -38,6 +39,8 @@ func Features() []Feature {
 		{Name: "current task in cgroup/connect", Consequence: "use kernel 5.11 or newer", Err: helper(ebpf.CGroupSockAddr, asm.FnGetCurrentTaskBtf)},
 		{Name: "current task in sockops", Consequence: "use kernel 5.11 or newer", Err: helper(ebpf.SockOps, asm.FnGetCurrentTaskBtf)},
 		{Name: "TCP socket fields in sockops", Consequence: "use kernel 5.9 or newer", Err: helper(ebpf.SockOps, asm.FnSkcToTcpSock)},
+		{Name: "iterators over sockets and files", Consequence: "use kernel 5.15 or newer", Err: haveIterators()},
+		{Name: "tracepoint inet_sock_set_state", Consequence: "use kernel 5.5 or newer", Err: haveTracepoint("inet_sock_set_state")},
 	}
 	for i := range required {
 		required[i].Required = true
@@ -45,7 +48,10 @@ func Features() []Feature {
 	return append(required,
 		Feature{Name: "programs pass this kernel's verifier", Consequence: "nothing can be observed; please report the kernel", Err: verify()},
 		Feature{Name: "bpffs at " + BPFFS, Consequence: "it is mounted at start", Err: haveBPFFS()},
-		Feature{Name: "iterators over sockets and tasks", Consequence: "connections and listeners from before the start stay unknown", Err: haveIterators()},
+		Feature{
+			Name: "callbacks on behalf of other sockets (TCP_BPF_SOCK_OPS_CB_FLAGS)", Err: haveEnumerator("TCP_BPF_SOCK_OPS_CB_FLAGS"),
+			Consequence: "the end of adopted connections is seen by a tracepoint that runs for every TCP socket, while there are any",
+		},
 		Feature{Name: "sk_lookup programs", Consequence: "no inbound policy", Err: features.HaveProgramType(ebpf.SkLookup)},
 		Feature{Name: "errno of a refused connect (bpf_set_retval)", Consequence: "a refused connect() always says EPERM", Err: helper(ebpf.CGroupSockAddr, asm.FnSetRetval)},
 		Feature{Name: "cutting open connections (bpf_sock_destroy)", Consequence: "a revoked policy leaves open connections alone", Err: haveKfunc("bpf_sock_destroy")},
@@ -64,6 +70,34 @@ func haveKfunc(name string) error {
 	}
 	var f *btf.Func
 	return spec.TypeByName(name, &f)
+}
+
+// haveTracepoint looks for the type that the kernel declares for programs of a tracepoint.
+func haveTracepoint(name string) error {
+	spec, err := btf.LoadKernelSpec()
+	if err != nil {
+		return err
+	}
+	var t *btf.Typedef
+	return spec.TypeByName("btf_trace_"+name, &t)
+}
+
+// haveEnumerator looks for a value of an enum, which may be without a name.
+func haveEnumerator(name string) error {
+	spec, err := btf.LoadKernelSpec()
+	if err != nil {
+		return err
+	}
+	for t, err := range spec.All() {
+		if err != nil {
+			return fmt.Errorf("read types of the kernel: %w", err)
+		}
+		enum, ok := t.(*btf.Enum)
+		if ok && slices.ContainsFunc(enum.Values, func(v btf.EnumValue) bool { return v.Name == name }) {
+			return nil
+		}
+	}
+	return fmt.Errorf("no %s: %w", name, ebpf.ErrNotSupported)
 }
 
 // haveIterators asks for what the kernel declares for each kind of iterator that it has.

@@ -32,8 +32,8 @@ func Capabilities() ([]Capability, error) {
 			Without: "process.executable.name is the kernel's 15 characters of the process name",
 		},
 		{
-			Name: "CAP_SYS_ADMIN", bit: unix.CAP_SYS_ADMIN, Use: "mount bpffs when it is not mounted",
-			Without: "bpffs has to be mounted beforehand (most distributions do)",
+			Name: "CAP_SYS_ADMIN", bit: unix.CAP_SYS_ADMIN, Use: "adopt connections in other network namespaces; mount bpffs when it is not mounted",
+			Without: "open connections of other network namespaces are not adopted; bpffs has to be mounted beforehand (most distributions do)",
 		},
 	}
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}

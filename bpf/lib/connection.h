@@ -87,72 +87,54 @@ static __always_inline void connection_connect(struct bpf_sock_ops *ctx)
 	emit_event(conn, MESH_PRE_CONNECT, MESH_TOLD_ATTEMPT, now);
 }
 
-/* Both kinds of ESTABLISHED_CB: the handshake is done. */
-static __always_inline void connection_open(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct mesh_connection *conn,
-					    __u32 tells)
+/*
+ * BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB and BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB: the handshake is done. The passive one is an accepted
+ * socket's, and with simultaneous open also that of one that connects.
+ */
+static __always_inline void connection_established(struct bpf_sock_ops *ctx, bool passive)
 {
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	__u8 role = conn->event.role;
+	struct bpf_sock *sk = ctx->sk;
+	struct mesh_connection *conn;
+	struct tcp_sock *tp;
+	__u32 tells;
+	__u64 now;
 
+	if (!sk)
+		return;
+	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	now = bpf_ktime_get_ns();
+	if (conn && conn->phase == MESH_CONNECTING) {
+		tells = MESH_TOLD_ATTEMPT | MESH_TOLD_ESTABLISHED;
+		account_add(established[MESH_CLIENT]);
+	} else if (!passive || (!conn && ctx->bpf_sock_ops_cb_flags & STATELESS_CLIENT)) {
+		if (!conn)
+			stateless_established(ctx);
+		return;
+	} else {
+		/* No clone of the listener's state: it listened before our time, and its process stays unknown. */
+		if (!conn)
+			conn = connection_create(sk);
+		if (!conn) {
+			stateless_begin(ctx, MESH_SERVER);
+			return;
+		}
+		connection_identify(conn, ctx, sk, MESH_SERVER);
+		conn->event.start_ns = now;
+		tells = MESH_TOLD_ESTABLISHED;
+		account_add(established[MESH_SERVER]);
+	}
+	conn->event.established_ns = now;
+	conn->phase = MESH_OPEN;
+	tp = bpf_skc_to_tcp_sock(sk);
 	if (tp) /* of a server they are those of its SYN-ACK */
 		conn->syn_retransmits = tp->total_retrans;
-	conn->phase = MESH_OPEN;
 	/* One that was adopted while it connected: from here on its end comes to us, not to mesh_state. */
 	if (conn->traced) {
 		conn->traced = false;
 		account_add(traced_closed);
 	}
 	callbacks_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG | first_bytes_flag());
-	if (role < MESH_ROLE_COUNT)
-		account_add(established[role]);
-	emit_event(conn, MESH_ESTABLISHED, tells, conn->event.established_ns);
-}
-
-/* BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB. */
-static __always_inline void connection_active(struct bpf_sock_ops *ctx)
-{
-	struct bpf_sock *sk = ctx->sk;
-	struct mesh_connection *conn;
-
-	if (!sk)
-		return;
-	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
-	if (!conn) {
-		stateless_established(ctx);
-		return;
-	}
-	if (conn->phase != MESH_CONNECTING)
-		return;
-	conn->event.established_ns = bpf_ktime_get_ns();
-	connection_open(ctx, sk, conn, MESH_TOLD_ATTEMPT | MESH_TOLD_ESTABLISHED);
-}
-
-/* BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB: an accepted socket; with simultaneous open also one that connects. */
-static __always_inline void connection_passive(struct bpf_sock_ops *ctx)
-{
-	struct bpf_sock *sk = ctx->sk;
-	struct mesh_connection *conn;
-	__u64 now;
-
-	if (!sk)
-		return;
-	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
-	if (conn && conn->phase == MESH_CONNECTING) {
-		connection_active(ctx);
-		return;
-	}
-	/* No clone of the listener's state: it listened before our time, and its process stays unknown. */
-	if (!conn)
-		conn = connection_create(sk);
-	if (!conn) {
-		stateless_begin(ctx, MESH_SERVER);
-		return;
-	}
-	now = bpf_ktime_get_ns();
-	connection_identify(conn, ctx, sk, MESH_SERVER);
-	conn->event.start_ns = now;
-	conn->event.established_ns = now;
-	connection_open(ctx, sk, conn, MESH_TOLD_ESTABLISHED);
+	emit_event(conn, MESH_ESTABLISHED, tells, now);
 }
 
 /* BPF_SOCK_OPS_TCP_LISTEN_CB, in the context of listen(): whose sockets the accepted ones will be. */
@@ -201,6 +183,7 @@ static __always_inline void connection_segment(struct bpf_sock_ops *ctx)
 static __always_inline void connection_close(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
+	struct mesh_close_event close;
 	struct mesh_connection *conn;
 	struct tcp_sock *tp;
 
@@ -210,13 +193,15 @@ static __always_inline void connection_close(struct bpf_sock_ops *ctx)
 	if (!tp)
 		return;
 	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
-	if (!conn) {
-		stateless_close(ctx, tp);
+	if (conn) {
+		/* Another program asked for these callbacks, and mesh_state sees the end too. */
+		if (conn->traced || !end_begin(conn, &close))
+			return;
+	} else if (!stateless_end(ctx, tp, &close)) {
 		return;
 	}
-	/* Another program asked for these callbacks, and mesh_state sees the end too. */
-	if (!conn->traced)
-		end_tell(conn, tp, ctx->args[0]);
+	close.event.event_ns = bpf_ktime_get_ns();
+	end_tell(&close, conn, tp, ctx->args[0]);
 }
 
 #endif

@@ -19,10 +19,26 @@ static __always_inline void end_account(const struct mesh_event *event)
 		account_add(closed[MESH_CLIENT]);
 }
 
-/* Reads what the socket knows at its end. close->event is complete but for that. */
-static __always_inline void end_read(struct mesh_close_event *close, struct tcp_sock *tp, __u8 old_state)
+/* Whether this is the end of a connection, and not of something else that its socket did; then the event is filled in. */
+static __always_inline bool end_begin(struct mesh_connection *conn, struct mesh_close_event *close)
+{
+	/* A socket that connected before and listens now still has the flag that brings us here. */
+	if (conn->phase != MESH_CONNECTING && conn->phase != MESH_OPEN)
+		return false;
+	conn->phase = MESH_CLOSED;
+	close->event = conn->event;
+	close->first_sent_ns = conn->first_sent_ns;
+	close->first_received_ns = conn->first_received_ns;
+	close->syn_retransmits = conn->syn_retransmits;
+	return true;
+}
+
+/* Tells the end of a connection whose event is filled in. conn: NULL when there is no state. */
+static __always_inline void end_tell(struct mesh_close_event *close, struct mesh_connection *conn, struct tcp_sock *tp,
+				     __u8 old_state)
 {
 	struct sock *sk = &tp->inet_conn.icsk_inet.sk;
+	struct mesh_close_event *out;
 
 	close->sk_err = sk->sk_err;
 	close->reserved = 0;
@@ -31,41 +47,22 @@ static __always_inline void end_read(struct mesh_close_event *close, struct tcp_
 	close->event.reason =
 		reason_of_close(close->event.established_ns != 0, old_state, close->sk_err, sk->__sk_common.skc_flags);
 	totals_read(close, tp, old_state);
-}
-
-static __always_inline void end_emit(const struct mesh_close_event *close)
-{
-	struct mesh_close_event *out = emit_reserve(sizeof(*out), MESH_CLOSE);
-
+	end_account(&close->event);
+	if (conn) {
+		close->event.told = __sync_fetch_and_or(&conn->told, MESH_TOLD_ATTEMPT | MESH_TOLD_ESTABLISHED | MESH_TOLD_END);
+		close->reported_sent_bytes = __sync_lock_test_and_set(&conn->reported_sent_bytes, close->sent_bytes);
+		close->reported_received_bytes = __sync_lock_test_and_set(&conn->reported_received_bytes, close->received_bytes);
+		close->reported_retransmits = __sync_lock_test_and_set(&conn->reported_retransmits, close->retransmits);
+		close->reported_syn_retransmits =
+			__sync_lock_test_and_set(&conn->reported_syn_retransmits, close->syn_retransmits);
+	}
+	out = emit_reserve(sizeof(*out), MESH_CLOSE);
 	if (!out) {
 		lost_add(close);
 		return;
 	}
 	*out = *close;
 	bpf_ringbuf_submit(out, emit_flags());
-}
-
-static __always_inline void end_tell(struct mesh_connection *conn, struct tcp_sock *tp, __u8 old_state)
-{
-	struct mesh_close_event close;
-
-	/* A socket that connected before and listens now still has the flag that brings us here. */
-	if (conn->phase != MESH_CONNECTING && conn->phase != MESH_OPEN)
-		return;
-	conn->phase = MESH_CLOSED;
-	close.event = conn->event;
-	close.event.event_ns = bpf_ktime_get_ns();
-	close.first_sent_ns = conn->first_sent_ns;
-	close.first_received_ns = conn->first_received_ns;
-	close.syn_retransmits = conn->syn_retransmits;
-	end_read(&close, tp, old_state);
-	end_account(&close.event);
-	close.event.told = __sync_fetch_and_or(&conn->told, MESH_TOLD_ATTEMPT | MESH_TOLD_ESTABLISHED | MESH_TOLD_END);
-	close.reported_sent_bytes = __sync_lock_test_and_set(&conn->reported_sent_bytes, close.sent_bytes);
-	close.reported_received_bytes = __sync_lock_test_and_set(&conn->reported_received_bytes, close.received_bytes);
-	close.reported_retransmits = __sync_lock_test_and_set(&conn->reported_retransmits, close.retransmits);
-	close.reported_syn_retransmits = __sync_lock_test_and_set(&conn->reported_syn_retransmits, close.syn_retransmits);
-	end_emit(&close);
 }
 
 #endif

@@ -30,18 +30,26 @@ static __always_inline struct mesh_lost *lost_find(const struct mesh_event *even
 	return bpf_map_lookup_elem(&lost_totals, &total);
 }
 
-/* Adds what the event would have: the same sums that agent/connection makes of one that gets through. */
-static __always_inline void lost_add(const struct mesh_close_event *close)
+/*
+ * Adds what the event would have: the same sums that agent/connection makes of one that gets through. A function of its own, not
+ * inlined and not static: the verifier looks at it once, not once for each way that leads here.
+ */
+__noinline int lost_add(const struct mesh_close_event *close)
 {
 	const struct mesh_event *event = &close->event;
-	__u32 told = event->told;
-	bool by_edge;
-	struct mesh_lost *sums = lost_find(event, event->reason, &by_edge);
-	bool client = event->role == MESH_CLIENT, established = event->established_ns != 0;
-	bool adopted = event->flags & MESH_ADOPTED_OPEN;
+	bool client, established, adopted, by_edge;
+	struct mesh_lost *sums;
+	__u32 told;
 
+	if (!close) /* never, but the verifier cannot know */
+		return 0;
+	told = event->told;
+	client = event->role == MESH_CLIENT;
+	established = event->established_ns != 0;
+	adopted = event->flags & MESH_ADOPTED_OPEN;
+	sums = lost_find(event, event->reason, &by_edge);
 	if (!sums)
-		return;
+		return 0;
 	/* Atomic, because a softirq on this CPU can come between load and store. */
 	if (client && !adopted && !(told & MESH_TOLD_ATTEMPT))
 		__sync_fetch_and_add(&sums->attempts, 1ULL);
@@ -66,6 +74,7 @@ static __always_inline void lost_add(const struct mesh_close_event *close)
 		account_add(aggregated);
 	else
 		account_add(totalled);
+	return 0;
 }
 
 #endif

@@ -41,28 +41,28 @@ static __always_inline void stateless_established(struct bpf_sock_ops *ctx)
 	account_add(stateless_established);
 }
 
-static __always_inline void stateless_close(struct bpf_sock_ops *ctx, struct tcp_sock *tp)
+/* Whether the socket that closes had a connection without state; then the event is filled in. */
+static __always_inline bool stateless_end(struct bpf_sock_ops *ctx, struct tcp_sock *tp, struct mesh_close_event *close)
 {
-	struct mesh_close_event close = {};
-	struct mesh_event *event = &close.event;
+	struct mesh_event *event = &close->event;
 	__u32 marks = ctx->bpf_sock_ops_cb_flags;
+	__u64 now;
 
 	if (!(marks & (STATELESS_CLIENT | STATELESS_SERVER))) {
 		account_add(untracked_closed);
-		return;
+		return false;
 	}
+	__builtin_memset(close, 0, sizeof(*close));
+	now = bpf_ktime_get_ns();
 	event->role = marks & STATELESS_SERVER ? MESH_SERVER : MESH_CLIENT;
 	event->cookie = bpf_get_socket_cookie(ctx);
 	event->flags = MESH_STATELESS;
-	event->event_ns = bpf_ktime_get_ns();
-	event->start_ns = event->event_ns;
+	event->start_ns = now;
 	/* SYN_RECV: a simultaneous open that did not get through. */
 	if (ctx->args[0] != BPF_TCP_SYN_SENT && ctx->args[0] != BPF_TCP_SYN_RECV)
-		event->established_ns = event->event_ns;
+		event->established_ns = now;
 	socket_identify(event, tp);
-	end_read(&close, tp, ctx->args[0]);
-	end_account(event);
-	end_emit(&close);
+	return true;
 }
 
 #endif

@@ -17,10 +17,8 @@ int mesh_sockops(struct bpf_sock_ops *ctx)
 		connection_connect(ctx);
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
-		connection_active(ctx);
-		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-		connection_passive(ctx);
+		connection_established(ctx, ctx->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB);
 		break;
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
 		connection_listen(ctx);

@@ -154,7 +154,7 @@ func (n *node) prepareKernel() error {
 		n.logger.Info("mounted bpffs", "at", datapath.BPFFS)
 	}
 	if n.datapath, err = datapath.Load(datapath.Options{
-		RingBytes: n.config.RingBytes, WakeupBytes: uint64(n.config.RingBytes) / 8, Cgroup: n.cgroup, FirstBytes: true,
+		RingBytes: n.config.RingBytes, WakeupBytes: uint64(n.config.RingBytes) / 8, Cgroup: n.cgroup, FirstBytes: n.config.FirstByteTimes,
 	}); err != nil {
 		return err
 	}

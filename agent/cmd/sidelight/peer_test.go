@@ -44,8 +44,9 @@ type script struct {
 	// Spread gives each connection an address of its own, from Addr on.
 	Spread bool
 	Until  string
-	Late   int  // bytes that clientHolds sends when it goes on
-	Bound  bool // to a port before the connect
+	Late   int           // bytes that clientHolds sends when it goes on
+	Bound  bool          // to a port before the connect
+	Think  time.Duration // between the handshake and the request
 }
 
 // headerBytes go before each request: ending, sizes.
@@ -54,7 +55,12 @@ const headerBytes = 16 + 8 + 8
 // clientResult is what the client saw.
 type clientResult struct {
 	Errno map[string]int // of connect
+	// Read is when the first byte of the response was read, CLOCK_MONOTONIC, by the client's port.
+	Read map[int]int64
 }
+
+// noteRead takes note of such a time.
+var noteRead func(port int, at int64)
 
 func runPeer(role string) error {
 	if role == "server" {
@@ -64,8 +70,13 @@ func runPeer(role string) error {
 	if err := json.Unmarshal([]byte(os.Args[1]), &s); err != nil {
 		return err
 	}
-	result := clientResult{Errno: make(map[string]int)}
+	result := clientResult{Errno: make(map[string]int), Read: make(map[int]int64)}
 	var mu sync.Mutex
+	noteRead = func(port int, at int64) {
+		mu.Lock()
+		defer mu.Unlock()
+		result.Read[port] = at
+	}
 	var wg sync.WaitGroup
 	failed := make(chan error, s.Count)
 	slots := make(chan struct{}, max(s.Parallel, 1))
@@ -151,6 +162,7 @@ func boundTo(address unix.Sockaddr) unix.Sockaddr {
 
 func exchange(file *os.File, s script) error {
 	request := make([]byte, headerBytes+s.Request)
+	time.Sleep(s.Think)
 	copy(request, s.Ending)
 	binary.BigEndian.PutUint64(request[16:], uint64(s.Request))
 	binary.BigEndian.PutUint64(request[24:], uint64(s.Response))
@@ -167,6 +179,15 @@ func exchange(file *os.File, s script) error {
 			return fmt.Errorf("want a reset, got %d bytes and %w", n, err)
 		}
 		return nil
+	}
+	if s.Response > 0 {
+		if _, err := io.ReadFull(file, make([]byte, 1)); err != nil {
+			return fmt.Errorf("read response: %w", err)
+		}
+		if err := readAt(file); err != nil {
+			return err
+		}
+		s.Response--
 	}
 	if _, err := io.ReadFull(file, make([]byte, s.Response)); err != nil {
 		return fmt.Errorf("read response: %w", err)
@@ -186,6 +207,24 @@ func exchange(file *os.File, s script) error {
 		if n, err := file.Read(make([]byte, 1)); err != io.EOF {
 			return fmt.Errorf("want the end, got %d bytes and %w", n, err)
 		}
+	}
+	return nil
+}
+
+func readAt(file *os.File) error {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return err
+	}
+	local, err := unix.Getsockname(int(file.Fd()))
+	if err != nil {
+		return err
+	}
+	switch a := local.(type) {
+	case *unix.SockaddrInet4:
+		noteRead(a.Port, now.Nano())
+	case *unix.SockaddrInet6:
+		noteRead(a.Port, now.Nano())
 	}
 	return nil
 }

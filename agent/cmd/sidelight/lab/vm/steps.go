@@ -44,7 +44,7 @@ func steps(patience int) []step {
 		{program: testProgram, args: []string{"check"}},
 		{program: datapathTests, tests: []string{"TestVerifierCounts", "TestPrivileges"}},
 		{program: liveTests, tests: []string{
-			"TestConnections", "TestServerBeforeAgent", "TestOutside", "TestLoss", "TestLossWithoutRoom", "TestAudit", "TestExport",
+			"TestConnections", "TestServerBeforeAgent", "TestAdoption", "TestAdoptionConnecting", "TestOutside", "TestSweep", "TestLoss", "TestLossWithoutRoom", "TestAudit", "TestExport",
 			"TestOTelConfig", "TestRotation", "TestEndpoints", "TestDemo", "TestDemoInterrupted",
 		}, env: []string{"SIDELIGHT_TEST_PATIENCE=" + strconv.Itoa(patience)}},
 	}
