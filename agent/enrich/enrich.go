@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 )
@@ -40,11 +41,12 @@ type Record = connection.Record[Identity]
 type Loss struct {
 	connection.Loss
 	Identity Identity
+	At       time.Time // when it was read
 }
 
 // NewLoss names the ends of a loss as those of an event of the same edge.
-func NewLoss(loss *connection.Loss, identify func(*connection.Event) Identity) Loss {
-	named := Loss{Loss: *loss}
+func NewLoss(loss *connection.Loss, at time.Time, identify func(*connection.Event) Identity) Loss {
+	named := Loss{Loss: *loss, At: at}
 	if loss.Peer.IsValid() {
 		named.Identity = identify(&connection.Event{CgroupID: loss.CgroupID, Peer: netip.AddrPortFrom(loss.Peer, 0)})
 	}

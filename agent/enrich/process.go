@@ -53,11 +53,16 @@ func (p *processes) executable(owner connection.Owner) string {
 			return label(filepath.Base(strings.TrimSuffix(exe, " (deleted)")))
 		}
 	}
+	return label(commOf(owner))
+}
+
+// commOf is the kernel's own name of a process.
+func commOf(owner connection.Owner) string {
 	comm := owner.Comm[:]
 	if end := bytes.IndexByte(comm, 0); end >= 0 {
 		comm = comm[:end]
 	}
-	return label(string(comm))
+	return string(comm)
 }
 
 // nsPerTick is one unit of /proc/PID/stat's times: USER_HZ is 100 on every architecture that we build for.

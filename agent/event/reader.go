@@ -33,6 +33,9 @@ type Handler interface {
 
 // Reader drains a ring. The kernel wakes it only when much is pending; otherwise it looks by itself every interval.
 type Reader struct {
+	// Tap, if set before Run, gets the bytes of every record before they are decoded. They are valid during the call only.
+	Tap func(raw []byte)
+
 	ring     *ringbuf.Reader
 	interval time.Duration
 	stats    *Stats
@@ -118,6 +121,9 @@ func (r *Reader) Run(ctx context.Context, h Handler) error {
 		switch err := r.ring.ReadInto(&record); {
 		case err == nil:
 			r.stats.Received.Add(1)
+			if r.Tap != nil {
+				r.Tap(record.RawSample)
+			}
 			if err := Decode(record.RawSample, &event); err != nil {
 				r.stats.DecodeFailed.Add(1)
 				continue

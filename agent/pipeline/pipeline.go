@@ -10,8 +10,8 @@ import (
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
 )
 
-// Sink takes batches of records in the order of the events. It must neither block nor change the batch, which is shared by all
-// sinks and may be kept.
+// Sink takes batches of records in the order of the events. It must not change the batch, which is shared by all sinks
+// and may be kept, nor block, unless the events come from a recording.
 type Sink interface {
 	Consume(batch []enrich.Record)
 }
@@ -27,6 +27,8 @@ type Options struct {
 	Limit int
 	// Clock is read once a batch.
 	Clock func() connection.Clock
+	// Now dates losses and sweeps; nil is time.Now.
+	Now func() time.Time
 	// Identify says who is at the ends of an event's connection.
 	Identify func(*connection.Event) enrich.Identity
 	// Sinks get every record, in their order.
@@ -58,6 +60,9 @@ const batchHint = 64
 
 // New returns a pipeline.
 func New(options Options) *Pipeline {
+	if options.Now == nil {
+		options.Now = time.Now
+	}
 	return &Pipeline{options: options, tracker: connection.NewTracker(options.Limit, options.Identify)}
 }
 
@@ -80,8 +85,16 @@ func (p *Pipeline) HandleDrained(empty bool) {
 	if p.options.Losses != nil {
 		p.handleLosses()
 	}
-	if empty && p.options.Sweep != nil {
-		p.sweep()
+	if empty {
+		// The ring is empty again after the last sweep: whatever ended before or during it has been observed, or was lost.
+		if p.sweeping {
+			p.tracker.EndSweep()
+			p.sweeping = false
+		}
+		if now := p.options.Now(); p.options.Sweep != nil && now.Sub(p.swept) >= p.options.SweepInterval {
+			p.swept = now
+			p.HandleSweep(p.options.Sweep)
+		}
 	}
 	p.connections.Store(int64(p.tracker.Len()))
 }
@@ -97,19 +110,11 @@ func (p *Pipeline) handOn() {
 	}
 }
 
-func (p *Pipeline) sweep() {
-	// The ring is empty again after the last sweep: whatever ended before or during it has been observed, or was lost.
-	if p.sweeping {
-		p.tracker.EndSweep()
-		p.sweeping = false
-	}
-	now := time.Now()
-	if now.Sub(p.swept) < p.options.SweepInterval {
-		return
-	}
-	p.swept = now
+// HandleSweep runs a sweep, which calls back with each live connection, and hands on what it tells. What it does not tell of is
+// forgotten when the ring was read empty once more.
+func (p *Pipeline) HandleSweep(sweep func(func(*connection.Event)) error) {
 	p.tracker.BeginSweep()
-	err := p.options.Sweep(p.HandleEvent)
+	err := sweep(p.HandleEvent)
 	if err != nil && !p.sweepFail {
 		slog.Error("sweep over live sockets", "error", err)
 	}
@@ -128,9 +133,9 @@ func (p *Pipeline) handleLosses() {
 	if len(losses) == 0 {
 		return
 	}
-	named := make([]enrich.Loss, 0, len(losses))
+	named, now := make([]enrich.Loss, 0, len(losses)), p.options.Now()
 	for i := range losses {
-		named = append(named, enrich.NewLoss(&losses[i], p.options.Identify))
+		named = append(named, enrich.NewLoss(&losses[i], now, p.options.Identify))
 	}
 	for _, sink := range p.options.LossSinks {
 		sink.ConsumeLosses(named)

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
@@ -206,9 +207,9 @@ func TestLosses(t *testing.T) {
 		losses []connection.Loss
 		err    error
 	}{{}, {losses: []connection.Loss{byEdge, total}}, {err: errors.New("no")}, {}}
-	got := &lossSink{}
+	got, now := &lossSink{}, time.Unix(5, 6)
 	p := New(Options{
-		Limit: 10, Clock: ticking(), LossSinks: []LossSink{got},
+		Limit: 10, Clock: ticking(), LossSinks: []LossSink{got}, Now: func() time.Time { return now },
 		Identify: func(e *connection.Event) enrich.Identity {
 			if e.CgroupID != 7 || e.Peer.Addr() != byEdge.Peer {
 				t.Errorf("asked for %+v", e)
@@ -224,7 +225,7 @@ func TestLosses(t *testing.T) {
 	for range 4 {
 		p.HandleDrained(true)
 	}
-	want := [][]enrich.Loss{{{Loss: byEdge, Identity: enrich.Identity{Local: local, Peer: peer}}, {Loss: total}}}
+	want := [][]enrich.Loss{{{Loss: byEdge, Identity: enrich.Identity{Local: local, Peer: peer}, At: now}, {Loss: total, At: now}}}
 	if !reflect.DeepEqual(got.losses, want) {
 		t.Errorf("\ngot  %+v\nwant %+v", got.losses, want)
 	}

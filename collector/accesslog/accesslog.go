@@ -62,6 +62,9 @@ func NewWriter(w io.Writer, boot attribute.Boot) *Log {
 	return &Log{queue: queue.New(queueRecords), boot: boot, out: w}
 }
 
+// Wait makes Consume wait for a slow disk or pipe rather than drop. To be called before all else.
+func (l *Log) Wait() { l.queue.Wait() }
+
 // Reopen opens the file anew by its path, for log rotation by renaming. It does nothing for a stream. On error the log goes on
 // into the file it had.
 func (l *Log) Reopen() error {

@@ -5,7 +5,6 @@ package edge
 import (
 	"net/netip"
 	"sync"
-	"time"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
@@ -111,7 +110,6 @@ func (t *Table) Consume(batch []enrich.Record) {
 // ConsumeLosses adds what lost events would have: sums, but no observation of a histogram. What the kernel had no room to keep by
 // edge goes to the overflow edge of its role.
 func (t *Table) ConsumeLosses(losses []enrich.Loss) {
-	now := time.Now().UnixNano()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range losses {
@@ -120,7 +118,7 @@ func (t *Table) ConsumeLosses(losses []enrich.Loss) {
 		if l.Identity.Local != nil {
 			key = keyOf(l.Role, l.Identity, l.Peer)
 		}
-		t.sums(key, now).addLoss(&l.Loss)
+		t.sums(key, l.At.UnixNano()).addLoss(&l.Loss)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"go.opentelemetry.io/collector/component"
 	"go.opentelemetry.io/collector/consumer"
@@ -30,6 +31,7 @@ type Source interface {
 type Settings struct {
 	Source   Source
 	Clock    func() connection.Clock // dates exemplars
+	Now      func() time.Time        // dates metrics; nil is time.Now
 	Boot     attribute.Boot
 	HostName string
 	// OnStart is called, if set, when the collector starts the receiver: not every configuration has it in a pipeline.
@@ -51,6 +53,9 @@ func NewFactory(options ...Option) receiver.Factory {
 	f := &factory{instances: make(map[component.ID]*meshReceiver)}
 	for _, option := range options {
 		option(&f.settings)
+	}
+	if f.settings.Now == nil {
+		f.settings.Now = time.Now
 	}
 	return receiver.NewFactory(Type, createDefaultConfig,
 		receiver.WithMetrics(f.metrics, component.StabilityLevelDevelopment),

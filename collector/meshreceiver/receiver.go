@@ -127,10 +127,10 @@ func (r *meshReceiver) runMetrics(ended <-chan struct{}) {
 	defer ticker.Stop()
 	for {
 		select {
-		case now := <-ticker.C:
-			r.report(now)
+		case <-ticker.C:
+			r.report(r.settings.Now())
 		case <-ended:
-			r.report(time.Now())
+			r.report(r.settings.Now())
 			return
 		}
 	}

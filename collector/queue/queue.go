@@ -13,6 +13,8 @@ import (
 type Queue struct {
 	limit int
 	ready chan struct{}
+	waits bool       // rather than drops
+	room  *sync.Cond // of mu, signalled when there is some
 
 	mu      sync.Mutex
 	batches [][]enrich.Record
@@ -23,14 +25,23 @@ type Queue struct {
 
 // New returns a queue of at most limit records.
 func New(limit int) *Queue {
-	return &Queue{limit: limit, ready: make(chan struct{}, 1)}
+	q := &Queue{limit: limit, ready: make(chan struct{}, 1)}
+	q.room = sync.NewCond(&q.mu)
+	return q
 }
+
+// Wait makes Consume wait for room rather than drop: for a source that is not in a hurry. To be called before all else.
+func (q *Queue) Wait() { q.waits = true }
 
 // Consume puts a batch in, whole or not at all: it makes the queue a pipeline.Sink.
 func (q *Queue) Consume(batch []enrich.Record) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.closed || q.records+len(batch) > q.limit {
+	// A batch that is larger than the queue goes in alone.
+	for q.waits && !q.closed && q.records > 0 && q.records+len(batch) > q.limit {
+		q.room.Wait()
+	}
+	if q.closed || !q.waits && q.records+len(batch) > q.limit {
 		q.dropped += uint64(len(batch))
 		return
 	}
@@ -48,6 +59,7 @@ func (q *Queue) Next(ctx context.Context) ([][]enrich.Record, bool) {
 		q.mu.Lock()
 		batches, closed := q.batches, q.closed
 		q.batches, q.records = nil, 0
+		q.room.Broadcast()
 		q.mu.Unlock()
 		switch {
 		case len(batches) > 0:
@@ -70,6 +82,7 @@ func (q *Queue) Close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.closed = true
+	q.room.Broadcast()
 	q.signal()
 }
 

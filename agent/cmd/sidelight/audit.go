@@ -133,27 +133,8 @@ func (n *node) serveAudit(w http.ResponseWriter, request *http.Request) {
 	_ = json.NewEncoder(w).Encode(report) // who asked is gone
 }
 
-// audit drains the ring and compares what the kernel counted with what user space did. Safe for concurrent use while run runs.
 func (n *node) audit(ctx context.Context) (account.Account, error) {
-	before, err := n.datapath.Account()
-	if err != nil {
-		return account.Account{}, err
-	}
-	if err := n.reader.Drain(ctx); err != nil {
-		return account.Account{}, err
-	}
-	after, err := n.datapath.Account()
-	if err != nil {
-		return account.Account{}, err
-	}
-	user := account.User{
-		Received: n.stats.Received.Load(), DecodeFailed: n.stats.DecodeFailed.Load(), Decoded: make(map[string]uint64),
-		Followed: uint64(n.pipeline.Connections()),
-	}
-	for _, kind := range connection.Kinds() {
-		user.Decoded[kind.String()] = n.stats.Decoded[kind].Load()
-	}
-	return account.New(kernelAccount(before), kernelAccount(after), user), nil
+	return n.kernelSide.audit(ctx, n.pipeline.Connections())
 }
 
 func kernelAccount(a datapath.Account) account.Kernel {

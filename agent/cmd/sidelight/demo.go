@@ -122,7 +122,7 @@ func runDemo(ctx context.Context, out io.Writer, duration time.Duration, asJSON 
 		return inputError{err}
 	}
 	defer func() { err = errors.Join(err, d.receiver.Shutdown()) }()
-	if d.node, err = newNode(ctx, demoConfig(d.world, dir), nodeOptions{collectorURI: fmt.Sprintf(demoSender, socket)}, logger); err != nil {
+	if d.node, err = newNode(ctx, demoConfig(d.world, dir), collectorOptions{collectorURI: fmt.Sprintf(demoSender, socket)}, logger); err != nil {
 		return err
 	}
 	return d.observe(ctx, out, duration, asJSON)

@@ -3,61 +3,31 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
-	"go.opentelemetry.io/collector/exporter"
-
 	"github.com/sidelight-mesh/sidelight/agent/config"
-	"github.com/sidelight-mesh/sidelight/agent/connection"
-	"github.com/sidelight-mesh/sidelight/agent/datapath"
-	"github.com/sidelight-mesh/sidelight/agent/enrich"
 	"github.com/sidelight-mesh/sidelight/agent/event"
 	"github.com/sidelight-mesh/sidelight/agent/pipeline"
 	"github.com/sidelight-mesh/sidelight/agent/status"
-	"github.com/sidelight-mesh/sidelight/collector/accesslog"
 	"github.com/sidelight-mesh/sidelight/collector/attribute"
 	"github.com/sidelight-mesh/sidelight/collector/edge"
-	"github.com/sidelight-mesh/sidelight/collector/embedded"
 	"github.com/sidelight-mesh/sidelight/collector/meshreceiver"
-	"github.com/sidelight-mesh/sidelight/collector/queue"
 )
-
-// recordQueue is how many records may wait for the embedded collector while it refuses them.
-const recordQueue = 1 << 16
 
 // node is one agent: everything from the cgroup to the exporters.
 type node struct {
+	kernelSide
+	outputs
 	config config.Config
 	logger *slog.Logger
 
-	cgroup    datapath.Cgroup
-	boot      attribute.Boot
-	datapath  *datapath.Datapath
-	enricher  *enrich.Enricher
-	stats     event.Stats
-	reader    *event.Reader
-	pipeline  *pipeline.Pipeline
-	edges     *edge.Table
-	log       *accesslog.Log
-	records   *queue.Queue
-	collector *embedded.Collector
-	// received says that the mesh receiver was started.
-	received atomic.Bool
-	// handedOn is closed when the mesh receiver has given everything to the exporters.
-	handedOn chan struct{}
+	boot     attribute.Boot
+	pipeline *pipeline.Pipeline
 	server   *status.Server
-}
-
-// nodeOptions are what the configuration does not say.
-type nodeOptions struct {
-	collectorURI string // instead of the one that the configuration leads to
-	exporters    []exporter.Factory
 }
 
 // inputError is a fault of what the user gave or of the machine, found before anything was attached. The exit code is 2.
@@ -66,7 +36,7 @@ type inputError struct{ error }
 func (e inputError) Unwrap() error { return e.error }
 
 // newNode checks everything that can be checked and takes what it needs, attaching nothing. Every error is an inputError.
-func newNode(ctx context.Context, c config.Config, options nodeOptions, logger *slog.Logger) (*node, error) {
+func newNode(ctx context.Context, c config.Config, options collectorOptions, logger *slog.Logger) (*node, error) {
 	n := &node{config: c, logger: logger}
 	if err := n.prepare(ctx, options); err != nil {
 		n.release()
@@ -75,138 +45,37 @@ func newNode(ctx context.Context, c config.Config, options nodeOptions, logger *
 	return n, nil
 }
 
-func (n *node) prepare(ctx context.Context, options nodeOptions) error {
-	var err error
-	if n.cgroup, err = datapath.OpenCgroup(n.config.Cgroup); err != nil {
+func (n *node) prepare(ctx context.Context, options collectorOptions) error {
+	if err := n.kernelSide.check(n.config.Cgroup); err != nil {
 		return err
 	}
-	if err := datapath.CheckPrivileges(); err != nil {
-		return err
-	}
-	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	bootID, err := readBootID()
 	if err != nil {
-		return fmt.Errorf("read boot id: %w", err)
+		return err
 	}
-	n.boot = attribute.NewBoot(string(bootID))
-	if n.config.AccessLog != "off" {
-		if n.log, err = accesslog.Open(n.config.AccessLog, n.boot); err != nil {
-			return fmt.Errorf("%w; choose another with --access-log", err)
-		}
+	n.boot = attribute.NewBoot(bootID)
+	if err := n.open(&n.config, n.boot); err != nil {
+		return err
 	}
 	if n.server, err = status.Listen(n.config.MetricsAddress); err != nil {
 		return err
 	}
-	n.edges = edge.NewTable(n.config.MaxEdges)
-	if err := n.prepareCollector(ctx, options); err != nil {
-		return err
-	}
-	return n.prepareKernel()
-}
-
-func (n *node) prepareCollector(ctx context.Context, options nodeOptions) error {
-	uri, own := options.collectorURI, true
-	switch {
-	case uri != "":
-	case n.config.OTelConfig != "":
-		text, err := os.ReadFile(n.config.OTelConfig)
-		if err != nil {
-			return fmt.Errorf("read collector configuration: %w", err)
-		}
-		uri, own = "file:"+n.config.OTelConfig, !embedded.HasMetricsTelemetry(text)
-	case n.config.OTLP.Enabled():
-		if err := os.MkdirAll(n.config.StateDirectory, 0o700); err != nil {
-			return fmt.Errorf("make state_directory: %w", err)
-		}
-		var err error
-		if uri, err = embedded.DefaultURI(n.config.OTLP.Exporters(), n.config.StateDirectory, n.config.ReportInterval); err != nil {
-			return err
-		}
-	default:
-		return nil
-	}
-	n.records = queue.New(recordQueue)
-	n.handedOn = make(chan struct{})
 	host, _ := os.Hostname() // without a name the attribute is left out
-	n.collector = embedded.New(embedded.Options{
-		URI: uri,
-		Mesh: meshreceiver.Settings{
-			Source: source{n.records, n}, Clock: event.MeasureClock, Boot: n.boot, HostName: host,
-			OnStart: func() { n.received.Store(true) },
-			OnEnd:   sync.OnceFunc(func() { close(n.handedOn) }),
-		},
-		Version:      version(),
-		OwnTelemetry: own,
-		Persistent:   options.collectorURI == "" && n.config.OTelConfig == "",
-		Exporters:    options.exporters,
-		Logger:       n.logger,
-	})
-	if err := n.collector.Validate(ctx); err != nil {
-		return fmt.Errorf("check collector configuration: %w", err)
-	}
-	return nil
-}
-
-func (n *node) prepareKernel() error {
-	mounted, err := datapath.MountBPFFS()
-	if err != nil {
-		n.logger.Warn("bpffs is not there, and was not mounted", "error", err)
-	} else if mounted {
-		n.logger.Info("mounted bpffs", "at", datapath.BPFFS)
-	}
-	if n.datapath, err = datapath.Load(datapath.Options{
-		RingBytes: n.config.RingBytes, WakeupBytes: uint64(n.config.RingBytes) / 8, Cgroup: n.cgroup, FirstBytes: n.config.FirstByteTimes,
-	}); err != nil {
+	if err := n.prepareCollector(ctx, &n.config, options, n.logger, meshreceiver.Settings{
+		Clock: event.MeasureClock, Boot: n.boot, HostName: host,
+	}, n.snapshot); err != nil {
 		return err
 	}
-	if n.enricher, err = enrich.New(n.cgroup.Mount, enrich.NewPeers(peerGroups(n.config.PeerGroups))); err != nil {
+	if err := n.load(&n.config, n.logger); err != nil {
 		return err
-	}
-	if n.reader, err = event.NewReader(n.datapath.Ring(), n.config.DrainInterval, &n.stats); err != nil {
-		return err
-	}
-	sinks := []pipeline.Sink{n.edges}
-	if n.log != nil {
-		sinks = append(sinks, n.log)
-	}
-	if n.records != nil {
-		sinks = append(sinks, n.records)
 	}
 	n.pipeline = pipeline.New(pipeline.Options{
-		Limit: n.config.MaxConnections, Clock: event.MeasureClock, Identify: n.enricher.Identify, Sinks: sinks,
+		Limit: n.config.MaxConnections, Clock: event.MeasureClock, Identify: n.enricher.Identify, Sinks: n.sinks(),
 		Losses: n.datapath.Losses, LossSinks: []pipeline.LossSink{n.edges},
 		Sweep: n.sweep, SweepInterval: n.config.ReportInterval,
 	})
 	return nil
 }
-
-// sweep decodes what the kernel tells of live sockets.
-func (n *node) sweep(observe func(*connection.Event)) error {
-	var e connection.Event
-	return n.datapath.Sweep(func(record []byte) {
-		if err := event.Decode(record, &e); err != nil {
-			n.stats.DecodeFailed.Add(1)
-			return
-		}
-		n.stats.Decoded[e.Kind].Add(1)
-		observe(&e)
-	})
-}
-
-func peerGroups(groups []config.PeerGroup) []enrich.PeerGroup {
-	named := make([]enrich.PeerGroup, 0, len(groups))
-	for _, g := range groups {
-		named = append(named, enrich.PeerGroup{Name: g.Name, Namespace: g.Namespace, CIDRs: g.CIDRs})
-	}
-	return named
-}
-
-// source is the mesh receiver's view of this node.
-type source struct {
-	*queue.Queue
-	node *node
-}
-
-func (s source) Edges() edge.Snapshot { return s.node.snapshot() }
 
 // snapshot returns the edges with everything in them that the kernel had told by the time of the call. If the ring cannot be drained
 // in time, what is not read yet is missing until the next.
@@ -232,11 +101,8 @@ func (n *node) run(ctx context.Context, attached func()) error {
 			return inputError{err}
 		}
 	}
-	if err := n.datapath.Attach(); err != nil {
+	if err := n.attach(n.logger); err != nil {
 		return errors.Join(err, n.stopCollector())
-	}
-	if err := n.datapath.Adopt(); err != nil {
-		n.logger.Warn("some of what was there before is not followed", "error", err)
 	}
 	n.logger.Info("attached", "cgroup", n.cgroup.Dir, "metrics", n.server.Address())
 	readCtx, stopReading := context.WithCancel(context.WithoutCancel(ctx))
@@ -269,23 +135,6 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	defer cancel()
 	_ = n.server.Shutdown(shutdownCtx) // a scrape that takes longer is cut
 	return errors.Join(err, waitWithin(&writing, writeTime))
-}
-
-// writeTime is how long the access log may take for its last lines: its reader can be a pipe that nobody empties.
-const writeTime = 5 * time.Second
-
-func waitWithin(group *sync.WaitGroup, limit time.Duration) error {
-	done := make(chan struct{})
-	go func() {
-		group.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-time.After(limit):
-		return fmt.Errorf("write the end of the access log: not done within %v, lines are lost", limit)
-	}
 }
 
 func (n *node) serve(metrics http.Handler, failed chan<- error) {
@@ -323,44 +172,22 @@ const (
 // stopCollector lets the receiver take what is queued, and the exporters send it or, while the backend is down, leave it in their
 // queue on disk.
 func (n *node) stopCollector() error {
-	if n.collector == nil {
-		return nil
+	ctx, cancel := context.WithTimeout(context.Background(), handOnTime)
+	defer cancel()
+	queued, _, err := n.outputs.stopCollector(ctx, flushPatience)
+	if queued > 0 {
+		n.logger.Warn("the OTLP backend does not take what is queued, it waits on disk for the next start", "items", queued)
 	}
-	n.records.Close()
-	if !n.received.Load() {
-		close(n.handedOn)
-	}
-	select {
-	case <-n.handedOn:
-		if queued := n.collector.Flush(flushPatience); queued > 0 {
-			n.logger.Warn("the OTLP backend does not take what is queued, it waits on disk for the next start", "items", queued)
-		}
-	case <-n.collector.Done():
-	case <-time.After(handOnTime):
-	}
-	if err := n.collector.Shutdown(); err != nil {
-		return fmt.Errorf("stop collector: %w", err)
-	}
-	return nil
+	return err
 }
 
 // release frees what prepare took, in reverse. Safe twice.
 func (n *node) release() {
-	if n.reader != nil {
-		n.reader.Close()
-	}
-	if n.enricher != nil {
-		n.enricher.Close()
-	}
-	if n.datapath != nil {
-		n.datapath.Close()
-	}
+	n.kernelSide.release()
 	if n.server != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		_ = n.server.Shutdown(ctx)
 		cancel()
 	}
-	if n.log != nil {
-		n.log.CloseFile()
-	}
+	n.outputs.release()
 }

@@ -27,7 +27,7 @@ What is set where: a flag wins over OTEL_EXPORTER_OTLP_* variables, those over t
 SIGTERM and SIGINT detach, export what is pending and exit. SIGUSR1 opens the access log file anew.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := resolve(file, &flags, cmd.Flags(), os.LookupEnv)
+			c, err := resolve(file, nil, &flags, cmd.Flags(), os.LookupEnv)
 			if err != nil {
 				return inputError{err}
 			}
@@ -45,13 +45,18 @@ SIGTERM and SIGINT detach, export what is pending and exit. SIGUSR1 opens the ac
 	return cmd
 }
 
-// resolve puts together file, environment and flags, and checks the result.
-func resolve(file string, flags *config.Config, set *pflag.FlagSet, lookup func(string) (string, bool)) (config.Config, error) {
+// resolve puts together file, environment and flags, and checks the result. What the file says goes through loaded, if that is set.
+func resolve(
+	file string, loaded func(*config.Config), flags *config.Config, set *pflag.FlagSet, lookup func(string) (string, bool),
+) (config.Config, error) {
 	c := config.Default()
 	if file != "" {
 		if err := config.Load(file, &c); err != nil {
 			return c, err
 		}
+	}
+	if loaded != nil {
+		loaded(&c)
 	}
 	inFile := c.OTLP.Enabled()
 	if err := c.OTLP.ApplyEnvironment(lookup); err != nil {
@@ -88,7 +93,7 @@ func run(ctx context.Context, c config.Config) error {
 	}
 	logger := newLogger(level)
 	slog.SetDefault(logger)
-	n, err := newNode(ctx, c, nodeOptions{}, logger)
+	n, err := newNode(ctx, c, collectorOptions{}, logger)
 	if err != nil {
 		return err
 	}

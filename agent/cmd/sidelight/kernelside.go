@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/sidelight-mesh/sidelight/agent/account"
+	"github.com/sidelight-mesh/sidelight/agent/config"
+	"github.com/sidelight-mesh/sidelight/agent/connection"
+	"github.com/sidelight-mesh/sidelight/agent/datapath"
+	"github.com/sidelight-mesh/sidelight/agent/enrich"
+	"github.com/sidelight-mesh/sidelight/agent/event"
+)
+
+// kernelSide is where events come from, for run and for record alike.
+type kernelSide struct {
+	cgroup   datapath.Cgroup
+	datapath *datapath.Datapath
+	enricher *enrich.Enricher
+	stats    event.Stats
+	reader   *event.Reader
+}
+
+// check says whether this process may attach there.
+func (k *kernelSide) check(cgroup string) (err error) {
+	if k.cgroup, err = datapath.OpenCgroup(cgroup); err != nil {
+		return err
+	}
+	return datapath.CheckPrivileges()
+}
+
+// load takes what it needs of the kernel, attaching nothing.
+func (k *kernelSide) load(c *config.Config, logger *slog.Logger) error {
+	mounted, err := datapath.MountBPFFS()
+	if err != nil {
+		logger.Warn("bpffs is not there, and was not mounted", "error", err)
+	} else if mounted {
+		logger.Info("mounted bpffs", "at", datapath.BPFFS)
+	}
+	if k.datapath, err = datapath.Load(datapath.Options{
+		RingBytes: c.RingBytes, WakeupBytes: uint64(c.RingBytes) / 8, Cgroup: k.cgroup, FirstBytes: c.FirstByteTimes,
+	}); err != nil {
+		return err
+	}
+	if k.enricher, err = enrich.New(k.cgroup.Mount, enrich.NewPeers(peerGroups(c.PeerGroups))); err != nil {
+		return err
+	}
+	k.reader, err = event.NewReader(k.datapath.Ring(), c.DrainInterval, &k.stats)
+	return err
+}
+
+func (k *kernelSide) attach(logger *slog.Logger) error {
+	if err := k.datapath.Attach(); err != nil {
+		return err
+	}
+	if err := k.datapath.Adopt(); err != nil {
+		logger.Warn("some of what was there before is not followed", "error", err)
+	}
+	return nil
+}
+
+// sweep decodes what the kernel tells of live sockets.
+func (k *kernelSide) sweep(observe func(*connection.Event)) error {
+	var e connection.Event
+	return k.datapath.Sweep(func(record []byte) {
+		if err := event.Decode(record, &e); err != nil {
+			k.stats.DecodeFailed.Add(1)
+			return
+		}
+		k.stats.Decoded[e.Kind].Add(1)
+		observe(&e)
+	})
+}
+
+// audit drains the ring and compares what the kernel counted with what user space did. Safe for concurrent use while the reader
+// runs.
+func (k *kernelSide) audit(ctx context.Context, followed int64) (account.Account, error) {
+	before, err := k.datapath.Account()
+	if err != nil {
+		return account.Account{}, err
+	}
+	if err := k.reader.Drain(ctx); err != nil {
+		return account.Account{}, err
+	}
+	after, err := k.datapath.Account()
+	if err != nil {
+		return account.Account{}, err
+	}
+	return account.New(kernelAccount(before), kernelAccount(after), userAccount(&k.stats, followed)), nil
+}
+
+func userAccount(stats *event.Stats, followed int64) account.User {
+	user := account.User{
+		Received: stats.Received.Load(), DecodeFailed: stats.DecodeFailed.Load(), Decoded: make(map[string]uint64),
+		Followed: uint64(followed),
+	}
+	for _, kind := range connection.Kinds() {
+		user.Decoded[kind.String()] = stats.Decoded[kind].Load()
+	}
+	return user
+}
+
+// release frees what load took, in reverse. Safe twice.
+func (k *kernelSide) release() {
+	if k.reader != nil {
+		k.reader.Close()
+	}
+	if k.enricher != nil {
+		k.enricher.Close()
+	}
+	if k.datapath != nil {
+		k.datapath.Close()
+	}
+}
+
+func peerGroups(groups []config.PeerGroup) []enrich.PeerGroup {
+	named := make([]enrich.PeerGroup, 0, len(groups))
+	for _, g := range groups {
+		named = append(named, enrich.PeerGroup{Name: g.Name, Namespace: g.Namespace, CIDRs: g.CIDRs})
+	}
+	return named
+}
+
+func readBootID() (string, error) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read boot id: %w", err)
+	}
+	return strings.TrimSpace(string(id)), nil
+}

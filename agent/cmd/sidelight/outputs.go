@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/collector/exporter"
+
+	"github.com/sidelight-mesh/sidelight/agent/config"
+	"github.com/sidelight-mesh/sidelight/agent/pipeline"
+	"github.com/sidelight-mesh/sidelight/collector/accesslog"
+	"github.com/sidelight-mesh/sidelight/collector/attribute"
+	"github.com/sidelight-mesh/sidelight/collector/edge"
+	"github.com/sidelight-mesh/sidelight/collector/embedded"
+	"github.com/sidelight-mesh/sidelight/collector/meshreceiver"
+	"github.com/sidelight-mesh/sidelight/collector/queue"
+)
+
+// recordQueue is how many records may wait for the embedded collector while it refuses them.
+const recordQueue = 1 << 16
+
+// outputs are where records go, of run and of replay alike.
+type outputs struct {
+	edges     *edge.Table
+	log       *accesslog.Log // nil if off
+	records   *queue.Queue   // nil without a collector
+	collector *embedded.Collector
+	// received says that the mesh receiver was started.
+	received atomic.Bool
+	// handedOn is closed when the mesh receiver has given everything to the exporters.
+	handedOn chan struct{}
+}
+
+// open makes the table of edges and opens the access log.
+func (o *outputs) open(c *config.Config, boot attribute.Boot) (err error) {
+	o.edges = edge.NewTable(c.MaxEdges)
+	if c.AccessLog == "off" {
+		return nil
+	}
+	if o.log, err = accesslog.Open(c.AccessLog, boot); err != nil {
+		return fmt.Errorf("%w; choose another with --access-log", err)
+	}
+	return nil
+}
+
+// collectorOptions are what the configuration does not say.
+type collectorOptions struct {
+	collectorURI string // instead of the one that the configuration leads to
+	exporters    []exporter.Factory
+	// transient says that what waits in the built-in configuration's queue is gone with this process.
+	transient bool
+}
+
+// source is the mesh receiver's view of this process.
+type source struct {
+	*queue.Queue
+	edges func() edge.Snapshot
+}
+
+func (s source) Edges() edge.Snapshot { return s.edges() }
+
+// prepareCollector makes the collector that the configuration asks for, if it does, and checks it. It fills in those settings of the
+// mesh receiver that are about the end of its work.
+func (o *outputs) prepareCollector(
+	ctx context.Context, c *config.Config, options collectorOptions, logger *slog.Logger, mesh meshreceiver.Settings, edges func() edge.Snapshot,
+) error {
+	uri, own := options.collectorURI, true
+	switch {
+	case uri != "":
+	case c.OTelConfig != "":
+		text, err := os.ReadFile(c.OTelConfig)
+		if err != nil {
+			return fmt.Errorf("read collector configuration: %w", err)
+		}
+		uri, own = "file:"+c.OTelConfig, !embedded.HasMetricsTelemetry(text)
+	case c.OTLP.Enabled():
+		if err := os.MkdirAll(c.StateDirectory, 0o700); err != nil {
+			return fmt.Errorf("make state_directory: %w", err)
+		}
+		var err error
+		if uri, err = embedded.DefaultURI(c.OTLP.Exporters(), c.StateDirectory, c.ReportInterval); err != nil {
+			return err
+		}
+	default:
+		return nil
+	}
+	o.records = queue.New(recordQueue)
+	o.handedOn = make(chan struct{})
+	mesh.Source = source{o.records, edges}
+	mesh.OnStart = func() { o.received.Store(true) }
+	mesh.OnEnd = sync.OnceFunc(func() { close(o.handedOn) })
+	o.collector = embedded.New(embedded.Options{
+		URI:          uri,
+		Mesh:         mesh,
+		Version:      version(),
+		OwnTelemetry: own,
+		Persistent:   options.collectorURI == "" && c.OTelConfig == "" && !options.transient,
+		Exporters:    options.exporters,
+		Logger:       logger,
+	})
+	if err := o.collector.Validate(ctx); err != nil {
+		return fmt.Errorf("check collector configuration: %w", err)
+	}
+	return nil
+}
+
+// sinks are what a pipeline is to hand records to.
+func (o *outputs) sinks() []pipeline.Sink {
+	sinks := []pipeline.Sink{o.edges}
+	if o.log != nil {
+		sinks = append(sinks, o.log)
+	}
+	if o.records != nil {
+		sinks = append(sinks, o.records)
+	}
+	return sinks
+}
+
+// stopCollector lets the receiver take what is queued until the context ends, and the exporters send it while they make progress.
+// It returns what they still have and what they gave up on, in all signals.
+func (o *outputs) stopCollector(ctx context.Context, patience time.Duration) (queued, failed int64, err error) {
+	if o.collector == nil {
+		return 0, 0, nil
+	}
+	o.records.Close()
+	if !o.received.Load() {
+		close(o.handedOn)
+	}
+	select {
+	case <-o.handedOn:
+		queued = o.collector.Flush(patience)
+	case <-o.collector.Done():
+	case <-ctx.Done():
+	}
+	for _, s := range o.collector.Stats() {
+		failed += s.Failed
+	}
+	if err := o.collector.Shutdown(); err != nil {
+		return queued, failed, fmt.Errorf("stop collector: %w", err)
+	}
+	return queued, failed, nil
+}
+
+// release closes the access log. Safe twice.
+func (o *outputs) release() {
+	if o.log != nil {
+		o.log.CloseFile()
+	}
+}
+
+// writeTime is how long the access log may take for its last lines: its reader can be a pipe that nobody empties.
+const writeTime = 5 * time.Second
+
+func waitWithin(group *sync.WaitGroup, limit time.Duration) error {
+	done := make(chan struct{})
+	go func() {
+		group.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-time.After(limit):
+		return fmt.Errorf("write the end of the access log: not done within %v, lines are lost", limit)
+	}
+}
