@@ -152,6 +152,9 @@ func (r *Recorder) drained(empty bool, now uint64) {
 		slog.Error("read sums of lost events", "error", err)
 	}
 	r.lossErr = err
+	if len(losses) > 0 {
+		r.mark() // they are dated
+	}
 	for i := range losses {
 		l := &losses[i]
 		if l.Peer.IsValid() {

@@ -221,3 +221,53 @@ func TestConcurrentUseLosesNothing(t *testing.T) {
 		t.Errorf("%d taken and %d dropped, want %d together", len(seen), q.Dropped(), writers*rounds*size)
 	}
 }
+
+// TestWait fills a queue that waits: nothing is dropped, a batch that is larger than the queue goes in alone, and Close lets go.
+func TestWait(t *testing.T) {
+	const limit, batches = 10, 200
+	q := New(limit)
+	q.Wait()
+	sizes := []int{1, 3, 10, 25}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range batches {
+			q.Consume(make([]enrich.Record, sizes[i%len(sizes)]))
+		}
+	}()
+	var got []int
+	for len(got) < batches {
+		taken, ok := q.Next(t.Context())
+		if !ok {
+			t.Fatal("it ended")
+		}
+		records := 0
+		for _, batch := range taken {
+			got = append(got, len(batch))
+			records += len(batch)
+		}
+		if records > limit && len(taken) > 1 {
+			t.Fatalf("%d records waited in %d batches, the limit is %d", records, len(taken), limit)
+		}
+	}
+	<-done
+	for i, n := range got {
+		if n != sizes[i%len(sizes)] {
+			t.Fatalf("batch %d has %d records", i, n)
+		}
+	}
+	if q.Dropped() != 0 {
+		t.Errorf("%d were dropped", q.Dropped())
+	}
+	q.Consume(make([]enrich.Record, limit))
+	let := make(chan struct{})
+	go func() {
+		defer close(let)
+		q.Consume(make([]enrich.Record, 2))
+	}()
+	q.Close()
+	<-let
+	if q.Dropped() != 2 {
+		t.Errorf("%d were dropped at the end, want 2", q.Dropped())
+	}
+}

@@ -122,11 +122,13 @@ func (r *replayer) prepare(ctx context.Context, c *config.Config, file, metrics 
 			return fmt.Errorf("open metrics: %w; choose another with --metrics", err)
 		}
 	}
-	// The queue on disk is the running agent's, and root's.
-	if r.state, err = os.MkdirTemp("", "sidelight-replay-"); err != nil {
-		return fmt.Errorf("make directory: %w", err)
+	if c.OTLP.Enabled() {
+		// The queue on disk is the running agent's, and root's.
+		if r.state, err = os.MkdirTemp("", "sidelight-replay-"); err != nil {
+			return fmt.Errorf("make directory: %w", err)
+		}
+		c.StateDirectory = r.state
 	}
-	c.StateDirectory = r.state
 	if err := r.prepareCollector(ctx, c, collectorOptions{transient: true}, r.logger, meshreceiver.Settings{
 		Clock: func() connection.Clock { return r.replay.Clock() }, Now: func() time.Time { return r.replay.Now() },
 		Boot: boot, HostName: header.Host,
