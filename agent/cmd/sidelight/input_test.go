@@ -54,11 +54,20 @@ func TestBadInput(t *testing.T) {
 		{name: "two destinations", args: []string{"run", "--otlp-endpoint", "http://127.0.0.1:1", "--otel-config", file("h.yaml", "")}, want: []string{"remove one"}},
 		{name: "no privileges", args: []string{"run"}, drop: []string{"setpriv", "--bounding-set=-net_admin,-bpf,-perfmon,-sys_admin"}, want: []string{"CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"}},
 		{name: "one privilege missing", args: []string{"run"}, drop: []string{"setpriv", "--bounding-set=-net_admin"}, want: []string{"missing CAP_NET_ADMIN:"}},
+		{name: "no output", args: []string{"record"}, want: []string{"no --output", "does not exist yet"}},
+		{name: "recording is there", args: []string{"record", "--output", file("there.rec", "")}, want: []string{"there.rec", "file exists", "--output"}},
+		{name: "recording nowhere", args: []string{"record", "--output", "/does/not/exist"}, want: []string{"/does/not/exist", "--output"}},
+		{name: "negative time", args: []string{"record", "--output", filepath.Join(dir, "x.rec"), "--duration", "-1s"}, want: []string{"--duration"}},
+		{name: "record without privileges", args: []string{"record", "--output", filepath.Join(dir, "y.rec")}, drop: []string{"setpriv", "--bounding-set=-net_admin"}, want: []string{"missing CAP_NET_ADMIN:"}},
+		{name: "no recording", args: []string{"replay"}, want: []string{"sidelight replay --help"}},
+		{name: "recording not there", args: []string{"replay", "/does/not/exist"}, want: []string{"/does/not/exist"}},
+		{name: "not a recording", args: []string{"replay", file("i.yaml", "hello\n")}, want: []string{"i.yaml", "sidelight record"}},
+		{name: "metrics nowhere", args: []string{"replay", mixRecording(), "--metrics", "/does/not/exist/x"}, want: []string{"/does/not/exist/x", "--metrics"}},
 		{name: "no time", args: []string{"demo", "--duration", "0s"}, want: []string{"--duration"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			args := append(append(c.drop, program), c.args...)
-			if c.args[0] == "run" && !strings.Contains(strings.Join(c.args, " "), "--cgroup") {
+			if (c.args[0] == "run" || c.args[0] == "record") && !strings.Contains(strings.Join(c.args, " "), "--cgroup") {
 				// Should a fault be missed, nothing but this cgroup is attached to.
 				args = append(args, "--cgroup", newCgroup(t))
 			}
@@ -77,7 +86,7 @@ func TestBadInput(t *testing.T) {
 					t.Errorf("want %q in: %s", want, stderr.String())
 				}
 			}
-			if strings.Contains(stderr.String(), "msg=attached") {
+			if strings.Contains(stderr.String(), "msg=attached") || strings.Contains(stderr.String(), "msg=recording") {
 				t.Errorf("it attached: %s", stderr.String())
 			}
 		})
