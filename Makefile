@@ -38,9 +38,15 @@ test-kernels: ## live tests on Debian's 6.1 and 6.12 (QEMU, no KVM) and on the r
 	CGO_ENABLED=0 go build -o bin/test-kernels ./agent/cmd/sidelight/lab/vm
 	./bin/test-kernels $(if $(UPDATE),-update) $(KERNELS_FLAGS)
 
+.PHONY: recordings
+recordings: ## make the golden recordings and their expected output anew, on the running kernel (root)
+	go test -count=1 -run '^TestRecordings$$' ./agent/cmd/sidelight -update
+
 .PHONY: fuzz
-fuzz: ## fuzz the decoder for 30 s
+fuzz: ## fuzz the decoder and the reader of recordings for 30 s each
 	go test -run '^$$' -fuzz FuzzDecode -fuzztime 30s ./agent/event
+	go test -run '^$$' -fuzz FuzzPlayer -fuzztime 30s ./agent/event
+	go test -run '^$$' -fuzz FuzzFrames -fuzztime 30s ./agent/event
 
 .PHONY: setup
 setup: ## install the Debian packages that tests and generation need, those that are missing

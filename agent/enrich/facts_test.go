@@ -30,12 +30,14 @@ func TestFacts(t *testing.T) {
 		want  Identity
 	}{
 		{
-			"told", connection.Event{CgroupID: 5, Peer: inLAN, Owner: curl},
+			"told",
+			connection.Event{CgroupID: 5, Peer: inLAN, Owner: curl},
 			Identity{Local: nginx, Peer: &Workload{Name: "lan"}, Process: &Process{PID: 7, Executable: "curl-\uFFFD"}},
 		},
 		{"no process", connection.Event{CgroupID: 5, Peer: elsewhere}, Identity{Local: nginx, Peer: &Workload{Name: External}}},
 		{
-			"a program that was not told of", connection.Event{CgroupID: 5, Peer: inLAN, Owner: execed},
+			"a program that was not told of",
+			connection.Event{CgroupID: 5, Peer: inLAN, Owner: execed},
 			Identity{Local: nginx, Peer: &Workload{Name: "lan"}, Process: &Process{PID: 7, Executable: "Curl"}},
 		},
 		{"a cgroup that was not told of", connection.Event{CgroupID: 6}, gone.Identify(&connection.Event{CgroupID: 6})},

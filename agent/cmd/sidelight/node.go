@@ -46,7 +46,7 @@ func newNode(ctx context.Context, c config.Config, options collectorOptions, log
 }
 
 func (n *node) prepare(ctx context.Context, options collectorOptions) error {
-	if err := n.kernelSide.check(n.config.Cgroup); err != nil {
+	if err := n.check(n.config.Cgroup); err != nil {
 		return err
 	}
 	bootID, err := readBootID()

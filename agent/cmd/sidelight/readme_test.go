@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/sidelight-mesh/sidelight/agent/config"
@@ -46,7 +47,7 @@ func TestReadmeCommands(t *testing.T) {
 	for _, block := range fenced(t, "sh") {
 		commands = append(commands, strings.Split(strings.TrimSpace(block), "\n")...)
 	}
-	address := ""
+	address, recorded, recording := "", "", ""
 	for _, command := range commands {
 		t.Run(command, func(t *testing.T) {
 			switch {
@@ -72,6 +73,29 @@ func TestReadmeCommands(t *testing.T) {
 				a := startAgent(t, newCgroup(t), append([]string{"--config", writeConfig(t)}, args...)...)
 				address = a.Address
 				a.stop()
+			case strings.HasPrefix(command, "sudo ./bin/sidelight record "):
+				recording = filepath.Join(t.TempDir(), "readme.rec")
+				args := strings.Fields(strings.TrimPrefix(command, "sudo ./bin/sidelight "))
+				for i, arg := range args {
+					switch arg {
+					case "--output":
+						recorded, args[i+1] = args[i+1], recording
+					case "--duration":
+						args[i+1] = "1s"
+					}
+				}
+				runIn(t, root, append([]string{program}, append(args, "--cgroup", newCgroup(t))...)...)
+				recording = readFile(t, recording)
+			case strings.HasPrefix(command, "./bin/sidelight replay "+recorded+" "):
+				dir := t.TempDir()
+				writeFile(t, filepath.Join(dir, recorded), recording)
+				out := runIn(t, dir, append([]string{program}, strings.Fields(command)[1:]...)...)
+				if !strings.Contains(out, "0 events or connections unaccounted") {
+					t.Errorf("got: %s", out)
+				}
+				for _, file := range []string{"access.log", "metrics.prom"} {
+					readFile(t, filepath.Join(dir, file))
+				}
 			case command == "./bin/sidelight audit":
 				a := startAgent(t, newCgroup(t))
 				if out := runIn(t, root, program, "audit", "--metrics-address", a.Address); !strings.Contains(out, "unaccounted   0\n") {
@@ -122,26 +146,30 @@ func runIn(t *testing.T, dir string, args ...string) string {
 	return string(out)
 }
 
-// TestReadmeFlags wants the table of flags to have every flag, with its default, and nothing else.
+// TestReadmeFlags wants each table of flags to have every flag of its command, with its default, and nothing else.
 func TestReadmeFlags(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join(root, "README.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var documented, have []string
-	for _, m := range regexp.MustCompile("(?m)^\\| `--([a-z-]+) ").FindAllStringSubmatch(string(text), -1) {
-		documented = append(documented, m[1])
-	}
-	runCommand().Flags().VisitAll(func(f *pflag.Flag) {
-		have = append(have, f.Name)
-		if f.DefValue != "" && !regexp.MustCompile("(?m)^\\| `--"+f.Name+" [^|]*\\| `"+regexp.QuoteMeta(f.DefValue)+"` \\|").Match(text) {
-			t.Errorf("README does not say that --%s is %s by default", f.Name, f.DefValue)
+	text := readFile(t, filepath.Join(root, "README.md"))
+	for _, command := range []*cobra.Command{runCommand(), recordCommand(), replayCommand()} {
+		_, section, found := strings.Cut(text, "\n### Flags of `sidelight "+command.Name()+"`\n")
+		if !found {
+			t.Errorf("README has no flags of %s", command.Name())
 		}
-	})
-	slices.Sort(documented)
-	slices.Sort(have)
-	if !slices.Equal(documented, have) {
-		t.Errorf("README has the flags %v, the program %v", documented, have)
+		section, _, _ = strings.Cut(section, "\n#")
+		var documented, have []string
+		for _, m := range regexp.MustCompile("(?m)^\\| `--([a-z-]+) ").FindAllStringSubmatch(section, -1) {
+			documented = append(documented, m[1])
+		}
+		command.Flags().VisitAll(func(f *pflag.Flag) {
+			have = append(have, f.Name)
+			if f.DefValue != "" && !regexp.MustCompile("(?m)^\\| `--"+f.Name+" [^|]*\\| `"+regexp.QuoteMeta(f.DefValue)+"` \\|").MatchString(section) {
+				t.Errorf("README does not say that --%s of %s is %s by default", f.Name, command.Name(), f.DefValue)
+			}
+		})
+		slices.Sort(documented)
+		slices.Sort(have)
+		if !slices.Equal(documented, have) {
+			t.Errorf("README has the flags %v of %s, the program %v", documented, command.Name(), have)
+		}
 	}
 }
 

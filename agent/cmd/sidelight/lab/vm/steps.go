@@ -44,8 +44,9 @@ func steps(patience int) []step {
 		{program: testProgram, args: []string{"check"}},
 		{program: datapathTests, tests: []string{"TestVerifierCounts", "TestPrivileges"}},
 		{program: liveTests, tests: []string{
-			"TestConnections", "TestServerBeforeAgent", "TestAdoption", "TestAdoptionConnecting", "TestOutside", "TestSweep", "TestLoss", "TestLossWithoutRoom", "TestAudit", "TestExport",
-			"TestOTelConfig", "TestRotation", "TestEndpoints", "TestDemo", "TestDemoInterrupted",
+			"TestConnections", "TestServerBeforeAgent", "TestAdoption", "TestAdoptionConnecting", "TestFirstBytes", "TestOutside", "TestSweep",
+			"TestLoss", "TestLossWithoutRoom", "TestAudit", "TestExport", "TestOTelConfig", "TestRotation", "TestEndpoints",
+			"TestDemo", "TestDemoInterrupted", "TestRecord", "TestRecordBesideRun",
 		}, env: []string{"SIDELIGHT_TEST_PATIENCE=" + strconv.Itoa(patience)}},
 	}
 	for i, s := range all {
