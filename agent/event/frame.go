@@ -99,8 +99,8 @@ func appendLoss(b []byte, l *connection.Loss) []byte {
 // lossNumbers are a loss's numbers in the order of the file.
 func lossNumbers(l *connection.Loss) []*uint64 {
 	return []*uint64{
-		&l.CgroupID, &l.Attempts, &l.Established, &l.Failed, &l.Closed, &l.ConnectingDown, &l.OpenDown,
-		&l.SentBytes, &l.ReceivedBytes, &l.Retransmits,
+		&l.CgroupID, &l.Attempts, &l.Established, &l.Adopted, &l.Failed, &l.Closed, &l.ConnectingDown, &l.OpenDown,
+		&l.SentBytes, &l.ReceivedBytes, &l.Retransmits, &l.SYNRetransmits,
 	}
 }
 

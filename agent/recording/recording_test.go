@@ -88,7 +88,7 @@ func (h *host) event() []byte {
 		for cookie, c := range h.live {
 			delete(h.live, cookie)
 			c.Event.Kind, c.Event.EventNs = bpf.Close, h.nowNS
-			c.Event.Told, c.SentBytes, c.SrttUs = bpf.ToldAttempt|bpf.ToldEstablished, 1000+cookie, 50
+			c.Event.Told, c.SentBytes, c.SrttUs = uint16(bpf.ToldAttempt|bpf.ToldEstablished), 1000+cookie, 50
 			return bytesOf(c)
 		}
 	}
