@@ -31,8 +31,10 @@ type Options struct {
 	Now func() time.Time
 	// Identify says who is at the ends of an event's connection.
 	Identify func(*connection.Event) enrich.Identity
-	// Sinks get every record, in their order.
+	// Sinks get every record that tells something, in their order.
 	Sinks []Sink
+	// Finished get the records of connections that ended, and no others.
+	Finished []Sink
 	// Losses returns what was lost since its last call. It is asked whenever the ring was read; nil if nothing can be lost.
 	Losses func() ([]connection.Loss, error)
 	// LossSinks get what Losses returns.
@@ -47,7 +49,9 @@ type Pipeline struct {
 	options     Options
 	tracker     *connection.Tracker[enrich.Identity]
 	batch       []enrich.Record
+	closes      int              // how many of the batch are of connections that ended
 	now         connection.Clock // of the current batch
+	alive       enrich.Record    // of the socket that the sweep is at
 	lossesFail  bool             // the last look failed, and the log has it
 	sweepFail   bool             // the last sweep failed, and the log has it
 	swept       time.Time        // when the last sweep was
@@ -57,6 +61,9 @@ type Pipeline struct {
 
 // batchHint is the room that a new batch starts with.
 const batchHint = 64
+
+// sweepBatch bounds a batch of a sweep, of which there can be as many records as there are sockets.
+const sweepBatch = 1024
 
 // New returns a pipeline.
 func New(options Options) *Pipeline {
@@ -68,14 +75,38 @@ func New(options Options) *Pipeline {
 
 // HandleEvent adds an event's record to the current batch.
 func (p *Pipeline) HandleEvent(event *connection.Event) {
+	record := p.grow()
+	p.tracker.Observe(event, record)
+	record.Clock = p.now
+	if event.Kind == connection.Close {
+		p.closes++
+	}
+}
+
+// grow returns a new record of the batch, which is valid until the next.
+func (p *Pipeline) grow() *enrich.Record {
 	if p.batch == nil {
 		p.batch = make([]enrich.Record, 0, batchHint)
 		p.now = p.options.Clock()
 	}
-	n := len(p.batch)
 	p.batch = append(p.batch, enrich.Record{})
-	p.tracker.Observe(event, &p.batch[n])
-	p.batch[n].Clock = p.now
+	return &p.batch[len(p.batch)-1]
+}
+
+// handleSwept adds the record of a live connection if it tells something: of most there is nothing new. A connect that hangs tells its
+// age.
+func (p *Pipeline) handleSwept(event *connection.Event) {
+	p.tracker.Observe(event, &p.alive)
+	sent, received, retransmits, _ := event.Moved()
+	if p.alive.Change == (connection.Change{}) && sent|received|retransmits == 0 && event.EstablishedNS != 0 {
+		return
+	}
+	record := p.grow()
+	*record = p.alive
+	record.Clock = p.now
+	if len(p.batch) == sweepBatch {
+		p.handOn()
+	}
 }
 
 // HandleDrained hands the batch to the sinks, which may keep it, and then what was lost. When the ring is empty and it is time, it
@@ -104,17 +135,41 @@ func (p *Pipeline) handOn() {
 	if len(batch) == 0 {
 		return
 	}
-	p.batch = nil
+	finished := p.finished()
+	p.batch, p.closes = nil, 0
 	for _, sink := range p.options.Sinks {
 		sink.Consume(batch)
 	}
+	if len(finished) == 0 {
+		return
+	}
+	for _, sink := range p.options.Finished {
+		sink.Consume(finished)
+	}
+}
+
+// finished returns those of the batch that are of connections that ended. What waits for a log holds no others.
+func (p *Pipeline) finished() []enrich.Record {
+	switch {
+	case p.closes == 0 || len(p.options.Finished) == 0:
+		return nil
+	case p.closes == len(p.batch):
+		return p.batch
+	}
+	finished := make([]enrich.Record, 0, p.closes)
+	for i := range p.batch {
+		if p.batch[i].Event.Kind == connection.Close {
+			finished = append(finished, p.batch[i])
+		}
+	}
+	return finished
 }
 
 // HandleSweep runs a sweep, which calls back with each live connection, and hands on what it tells. What it does not tell of is
 // forgotten when the ring was read empty once more.
 func (p *Pipeline) HandleSweep(sweep func(func(*connection.Event)) error) {
 	p.tracker.BeginSweep()
-	err := sweep(p.HandleEvent)
+	err := sweep(p.handleSwept)
 	if err != nil && !p.sweepFail {
 		slog.Error("sweep over live sockets", "error", err)
 	}

@@ -230,3 +230,86 @@ func TestLosses(t *testing.T) {
 		t.Errorf("\ngot  %+v\nwant %+v", got.losses, want)
 	}
 }
+
+// TestFinished gives those who only want connections that ended no others.
+func TestFinished(t *testing.T) {
+	var calls strings.Builder
+	all, finished := &sink{name: "a", calls: &calls}, &sink{name: "f", calls: &calls}
+	p := New(Options{Limit: 10, Clock: ticking(), Identify: identify, Sinks: []Sink{all}, Finished: []Sink{finished}})
+	for _, batch := range [][]connection.Event{
+		{event(pre, 1), event(established, 1)},
+		{event(pre, 2), event(closed, 1), event(closed, 2)},
+		{event(closed, 3)},
+	} {
+		for _, e := range batch {
+			p.HandleEvent(&e)
+		}
+		p.HandleDrained(true)
+	}
+	want := [][]brief{{{closed, 1, 2}, {closed, 2, 2}}, {{closed, 3, 3}}}
+	if !reflect.DeepEqual(brieves(finished.batches), want) {
+		t.Errorf("\ngot  %v\nwant %v", brieves(finished.batches), want)
+	}
+	if calls.String() != "aafaf" || len(all.batches[1]) != 3 {
+		t.Errorf("calls were %s, want aafaf; the second batch: %v", &calls, brieves(all.batches[1:2]))
+	}
+}
+
+// TestSweepTellsNews hands on what a sweep found if it is new, in batches, and remembers all that it saw.
+func TestSweepTellsNews(t *testing.T) {
+	const sockets = 2*sweepBatch + 5
+	var swept []connection.Event
+	got := &sink{calls: new(strings.Builder)}
+	p := New(Options{
+		Limit: 2 * sockets, Clock: ticking(), Identify: identify, Sinks: []Sink{got}, SweepInterval: 1,
+		Sweep: func(observe func(*connection.Event)) error {
+			for i := range swept {
+				observe(&swept[i])
+			}
+			return nil
+		},
+	})
+	for cookie := range uint64(sockets) {
+		e := event(connection.Sweep, cookie)
+		swept = append(swept, e)
+	}
+	records := func() (n int) {
+		for _, b := range got.batches {
+			n += len(b)
+		}
+		got.batches = nil
+		return n
+	}
+	// Nobody has been told of any of them.
+	p.HandleDrained(true)
+	if len(got.batches) != 3 || len(got.batches[0]) != sweepBatch {
+		t.Errorf("%d batches, the first of %d records", len(got.batches), len(got.batches[0]))
+	}
+	if n := records(); n != sockets {
+		t.Errorf("%d records, want %d", n, sockets)
+	}
+	for i := range swept {
+		swept[i].Told = connection.ToldAttempt | connection.ToldEstablished
+		swept[i].Totals = connection.Totals{SentBytes: 10, ReceivedBytes: 20, Retransmits: 30, RTTUS: uint32(i)}
+		swept[i].Reported = connection.Reported{SentBytes: 10, ReceivedBytes: 20, Retransmits: 30}
+	}
+	p.HandleDrained(true)
+	if n := records(); n != 0 || p.Connections() != sockets {
+		t.Errorf("%d records with nothing new, %d connections, want %d", n, p.Connections(), sockets)
+	}
+	swept[1].Totals.SentBytes++
+	swept[2].Totals.ReceivedBytes++
+	swept[3].Totals.Retransmits++
+	swept[4].Told = connection.ToldAttempt
+	swept[5].Totals.SentBytes-- // what was reported too much is taken back
+	swept = swept[:10]
+	p.HandleDrained(true)
+	if n := records(); n != 5 {
+		t.Errorf("%d records, want 5", n)
+	}
+	// The others are gone, which is known when the ring is empty again.
+	p.HandleDrained(true)
+	if p.Connections() != int64(len(swept)) {
+		t.Errorf("%d connections, want %d", p.Connections(), len(swept))
+	}
+}

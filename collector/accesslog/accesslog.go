@@ -94,7 +94,11 @@ func (l *Log) Consume(batch []enrich.Record) {
 			finished++
 		}
 	}
-	if finished == 0 {
+	switch finished {
+	case 0:
+		return
+	case len(batch):
+		l.queue.Consume(batch)
 		return
 	}
 	closes := make([]enrich.Record, 0, finished)

@@ -70,7 +70,8 @@ func (n *node) prepare(ctx context.Context, options collectorOptions) error {
 		return err
 	}
 	n.pipeline = pipeline.New(pipeline.Options{
-		Limit: n.config.MaxConnections, Clock: event.MeasureClock, Identify: n.enricher.Identify, Sinks: n.sinks(),
+		Limit: n.config.MaxConnections, Clock: event.MeasureClock, Identify: n.enricher.Identify,
+		Sinks: []pipeline.Sink{n.edges}, Finished: n.finished(),
 		Losses: n.datapath.Losses, LossSinks: []pipeline.LossSink{n.edges},
 		Sweep: n.sweep, SweepInterval: n.config.ReportInterval,
 	})

@@ -109,9 +109,9 @@ func (o *outputs) prepareCollector(
 	return nil
 }
 
-// sinks are what a pipeline is to hand records to.
-func (o *outputs) sinks() []pipeline.Sink {
-	sinks := []pipeline.Sink{o.edges}
+// finished are what a pipeline hands the records of connections to that ended.
+func (o *outputs) finished() []pipeline.Sink {
+	var sinks []pipeline.Sink
 	if o.log != nil {
 		sinks = append(sinks, o.log)
 	}
