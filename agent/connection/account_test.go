@@ -19,7 +19,7 @@ func (s *sums) addLoss(e *Event) {
 	change := ChangeOf(e)
 	loss := Loss{
 		Attempts: uint64(change.Attempts), Established: uint64(change.Established), Failed: uint64(change.Failed),
-		Closed: uint64(change.Closed), SentBytes: e.Totals.SentBytes,
+		Closed: uint64(change.Closed), SentBytes: e.Totals.SentBytes - e.Reported.SentBytes,
 	}
 	if e.Role == Client && e.Told == ToldAttempt {
 		loss.ConnectingDown = 1
@@ -43,7 +43,7 @@ func (s *sums) add(r *Record[struct{}]) {
 	s.closed += int(r.Change.Closed)
 	s.connecting += int(r.Change.Connecting)
 	s.open += int(r.Change.Open)
-	s.sent += r.Event.Totals.SentBytes
+	s.sent += r.Event.Totals.SentBytes - r.Event.Reported.SentBytes
 }
 
 // TestSumsAreTrue is the promise "every connection is accounted for": whatever is lost or comes between, the sums are those of what
