@@ -183,6 +183,12 @@ type agent struct {
 // startAgent starts the program on a cgroup, with an access log, and waits until it is attached.
 func startAgent(t *testing.T, cgroup string, args ...string) *agent {
 	t.Helper()
+	return startAgentIn(t, cgroup, nil, args...)
+}
+
+// startAgentIn does so with more in the environment.
+func startAgentIn(t *testing.T, cgroup string, env []string, args ...string) *agent {
+	t.Helper()
 	dir := t.TempDir()
 	a := &agent{t: t, log: filepath.Join(dir, "agent.log"), Access: filepath.Join(dir, "access.log")}
 	logFile, err := os.Create(a.log)
@@ -193,6 +199,7 @@ func startAgent(t *testing.T, cgroup string, args ...string) *agent {
 	a.cmd = exec.Command(program, append([]string{
 		"run", "--cgroup", cgroup, "--access-log", a.Access, "--metrics-address", "127.0.0.1:0",
 	}, args...)...)
+	a.cmd.Env = append(os.Environ(), env...)
 	a.cmd.Stderr = logFile
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := a.cmd.Start(); err != nil {
@@ -239,19 +246,31 @@ func (a *agent) stop() {
 	}
 }
 
-// metrics reads /metrics as name{labels} -> value.
+// metrics reads /metrics.
 func (a *agent) metrics() string {
 	a.t.Helper()
-	response, err := http.Get("http://" + a.Address + "/metrics")
+	text, err := a.scrape()
 	if err != nil {
 		a.t.Fatal(err)
 	}
+	return text
+}
+
+// scrape may fail while the agent has no time.
+func (a *agent) scrape() (string, error) {
+	response, err := http.Get("http://" + a.Address + "/metrics")
+	if err != nil {
+		return "", err
+	}
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)
-	if err != nil || response.StatusCode != http.StatusOK {
-		a.t.Fatalf("%s %v: %s", response.Status, err, text)
+	if err != nil {
+		return "", err
 	}
-	return string(text)
+	if response.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("%s: %s", response.Status, text)
+	}
+	return string(text), nil
 }
 
 // audit asks for the account.
@@ -268,7 +287,11 @@ func (a *agent) audit() *auditReport {
 func (a *agent) waitClosed() {
 	a.t.Helper()
 	eventually(a.t, "every connection to end", func() error {
-		if text := a.metrics(); !strings.Contains(text, "\nsidelight_self_connections_followed 0\n") {
+		text, err := a.scrape()
+		if err != nil {
+			return err
+		}
+		if !strings.Contains(text, "\nsidelight_self_connections_followed 0\n") {
 			return errors.New("some are still followed")
 		}
 		return nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -11,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -31,6 +33,7 @@ const (
 	clientAbandons = "client_abandons" // close while the handshake is under way
 	connectOnly    = "connect_only"    // the connect is to fail
 	clientHolds    = "client_holds"    // as clientCloses, once the file Until exists
+	serverUnread   = "server_unread"   // close with the request unread
 )
 
 // script is what a client is told to do. The socket's family is that of the address: a v4-mapped one makes an IPv6 socket.
@@ -47,7 +50,27 @@ type script struct {
 	Late   int           // bytes that clientHolds sends when it goes on
 	Bound  bool          // to a port before the connect
 	Think  time.Duration // between the handshake and the request
+	// From is the client's own address, unless the kernel is to choose.
+	From netip.Addr
+	// Exhausted uses up the socket's option memory before the connect.
+	Exhausted bool
+
+	// Items are connections each of its own kind; Count is the number of those then. The client says first when a third of them has
+	// ended, then when none is left but those that it holds.
+	Items []script
+	// After is a file that has to be there before it begins.
+	After string
+	// Aside has it wait without one of the Parallel places: it takes long.
+	Aside bool
+
+	atRest func() // called by a client that holds
 }
+
+// What a client with Items says.
+const (
+	saysThird = "third"
+	saysRest  = "rest"
+)
 
 // headerBytes go before each request: ending, sizes.
 const headerBytes = 16 + 8 + 8
@@ -57,6 +80,7 @@ type clientResult struct {
 	Errno map[string]int // of connect
 	// Read is when the first byte of the response was read, CLOCK_MONOTONIC, by the client's port.
 	Read map[int]int64
+	Done int
 }
 
 // noteRead takes note of such a time.
@@ -66,10 +90,32 @@ func runPeer(role string) error {
 	if role == "server" {
 		return runServer()
 	}
+	if role == "holder" {
+		return runHolder()
+	}
+	if role == "burn" {
+		for n := 0; ; n++ {
+			runtime.KeepAlive(n)
+		}
+	}
 	var s script
-	if err := json.Unmarshal([]byte(os.Args[1]), &s); err != nil {
+	if err := json.NewDecoder(os.Stdin).Decode(&s); err != nil {
 		return err
 	}
+	if s.Items == nil {
+		for range s.Count {
+			s.Items = append(s.Items, s)
+			if s.Spread {
+				s.Addr = netip.AddrPortFrom(s.Addr.Addr().Next(), s.Addr.Port())
+			}
+		}
+		return runItems(s, func(string) {})
+	}
+	return runItems(s, func(word string) { fmt.Println(word) })
+}
+
+// runItems makes all connections of a script and says what came of them.
+func runItems(s script, say func(string)) error {
 	result := clientResult{Errno: make(map[string]int), Read: make(map[int]int64)}
 	var mu sync.Mutex
 	noteRead = func(port int, at int64) {
@@ -77,27 +123,41 @@ func runPeer(role string) error {
 		defer mu.Unlock()
 		result.Read[port] = at
 	}
-	var wg sync.WaitGroup
-	failed := make(chan error, s.Count)
+	var all, busy sync.WaitGroup
+	failed := make(chan error, len(s.Items))
 	slots := make(chan struct{}, max(s.Parallel, 1))
-	for range s.Count {
-		slots <- struct{}{}
-		one := s
-		if s.Spread {
-			s.Addr = netip.AddrPortFrom(s.Addr.Addr().Next(), s.Addr.Port())
+	for _, one := range s.Items {
+		if one.After != "" {
+			waitFor(one.After)
 		}
-		wg.Go(func() {
-			defer func() { <-slots }()
+		if !one.Aside {
+			slots <- struct{}{}
+		}
+		busy.Add(1)
+		one.atRest = sync.OnceFunc(func() {
+			busy.Done()
+			if !one.Aside {
+				<-slots
+			}
+		})
+		all.Go(func() {
+			defer one.atRest()
 			errno, err := runClient(one)
 			if err != nil {
-				failed <- err
+				failed <- fmt.Errorf("%s: %w", one.Ending, err)
 			}
 			mu.Lock()
 			defer mu.Unlock()
 			result.Errno[errno]++
+			result.Done++
+			if result.Done == len(s.Items)/3 {
+				say(saysThird)
+			}
 		})
 	}
-	wg.Wait()
+	busy.Wait()
+	say(saysRest)
+	all.Wait()
 	select {
 	case err := <-failed:
 		return err
@@ -108,12 +168,7 @@ func runPeer(role string) error {
 
 // runClient makes one connection by system calls: Go's dialer would unmap addresses.
 func runClient(s script) (errno string, err error) {
-	family, address := unix.AF_INET, unix.Sockaddr(nil)
-	if s.Addr.Addr().Is4() {
-		address = &unix.SockaddrInet4{Port: int(s.Addr.Port()), Addr: s.Addr.Addr().As4()}
-	} else {
-		family, address = unix.AF_INET6, &unix.SockaddrInet6{Port: int(s.Addr.Port()), Addr: s.Addr.Addr().As16()}
-	}
+	family, address := sockaddr(s.Addr)
 	kind := unix.SOCK_STREAM | unix.SOCK_CLOEXEC
 	if s.Ending == clientAbandons {
 		kind |= unix.SOCK_NONBLOCK
@@ -127,6 +182,21 @@ func runClient(s script) (errno string, err error) {
 	if s.Bound {
 		if err := unix.Bind(fd, boundTo(address)); err != nil {
 			return "", fmt.Errorf("bind: %w", err)
+		}
+	}
+	if s.From.IsValid() {
+		// The port is chosen by connect, which knows what is free towards this peer.
+		if err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
+			return "", err
+		}
+		_, from := sockaddr(netip.AddrPortFrom(s.From, 0))
+		if err := unix.Bind(fd, from); err != nil {
+			return "", fmt.Errorf("bind %v: %w", s.From, err)
+		}
+	}
+	if s.Exhausted {
+		if err := exhaust(fd); err != nil {
+			return "", err
 		}
 	}
 	for {
@@ -160,6 +230,23 @@ func boundTo(address unix.Sockaddr) unix.Sockaddr {
 	return nil
 }
 
+// waitFor waits until a file is there.
+func waitFor(file string) {
+	for {
+		if _, err := os.Stat(file); err == nil {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func sockaddr(a netip.AddrPort) (family int, address unix.Sockaddr) {
+	if a.Addr().Is4() {
+		return unix.AF_INET, &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+	}
+	return unix.AF_INET6, &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+}
+
 func exchange(file *os.File, s script) error {
 	request := make([]byte, headerBytes+s.Request)
 	time.Sleep(s.Think)
@@ -174,7 +261,7 @@ func exchange(file *os.File, s script) error {
 		// One byte of the response proves that it is there; the rest stays in the socket.
 		_, err := io.ReadFull(file, make([]byte, 1))
 		return err
-	case serverResets:
+	case serverResets, serverUnread:
 		if n, err := io.Copy(io.Discard, file); !errors.Is(err, unix.ECONNRESET) {
 			return fmt.Errorf("want a reset, got %d bytes and %w", n, err)
 		}
@@ -194,13 +281,10 @@ func exchange(file *os.File, s script) error {
 	}
 	switch s.Ending {
 	case clientHolds:
-		for {
-			if _, err := os.Stat(s.Until); err == nil {
-				_, err := file.Write(make([]byte, s.Late))
-				return err
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
+		s.atRest()
+		waitFor(s.Until)
+		_, err := file.Write(make([]byte, s.Late))
+		return err
 	case clientResets:
 		return unix.SetsockoptLinger(int(file.Fd()), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	case serverCloses:
@@ -234,6 +318,11 @@ func runServer() error {
 	// Go listens by MPTCP unless it is told otherwise, where the kernel has it: both kinds of listener are worth a test.
 	var config net.ListenConfig
 	config.SetMultipathTCP(os.Getenv(peerMPTCP) == "")
+	if os.Getenv(peerExhausted) != "" {
+		config.Control = func(_, _ string, conn syscall.RawConn) (err error) {
+			return errors.Join(conn.Control(func(fd uintptr) { err = exhaust(int(fd)) }), err)
+		}
+	}
 	listener, err := config.Listen(context.Background(), "tcp", "[::]:0")
 	if err != nil {
 		return err
@@ -264,11 +353,14 @@ func serveOne(conn *net.TCPConn) {
 	if _, err := io.ReadFull(conn, header); err != nil {
 		return
 	}
+	ending := string(header[:16])
+	is := func(want string) bool { return ending == fmt.Sprintf("%.16s", want+string(make([]byte, 16))) }
+	if is(serverUnread) {
+		return
+	}
 	if _, err := io.CopyN(io.Discard, conn, int64(binary.BigEndian.Uint64(header[16:]))); err != nil {
 		return
 	}
-	ending := string(header[:16])
-	is := func(want string) bool { return ending == fmt.Sprintf("%.16s", want+string(make([]byte, 16))) }
 	if is(serverResets) {
 		_ = conn.SetLinger(0)
 		return
@@ -283,6 +375,9 @@ func serveOne(conn *net.TCPConn) {
 
 // peerMPTCP makes a server listen by plain TCP, as most programs do, when it is set to "off".
 const peerMPTCP = "SIDELIGHT_TEST_MPTCP"
+
+// peerExhausted has a server use up the option memory of its listener, which those that it accepts inherit, when it is set.
+const peerExhausted = "SIDELIGHT_TEST_EXHAUSTED"
 
 // startServer starts a server and returns it with its port.
 func startServer(t *testing.T, ns netns.NsHandle, cgroup string, env ...string) (*process, uint16) {
@@ -309,8 +404,9 @@ func startScript(t *testing.T, ns netns.NsHandle, cgroup string, s script) *proc
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(os.Args[0], string(text))
+	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), peerRole+"=client")
+	cmd.Stdin = bytes.NewReader(text)
 	return start(t, ns, cgroup, cmd)
 }
 
