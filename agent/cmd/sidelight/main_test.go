@@ -207,6 +207,10 @@ func startAgentIn(t *testing.T, cgroup string, env []string, args ...string) *ag
 	}
 	t.Cleanup(func() {
 		if a.cmd.ProcessState == nil {
+			if t.Failed() {
+				stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", a.cmd.Process.Pid)) // Z if it has ended; the last number says how
+				t.Logf("agent's state: %s", stat)
+			}
 			_ = a.cmd.Process.Kill()
 			_ = a.cmd.Wait()
 		}

@@ -244,7 +244,8 @@ func (a *agent) attributes() []map[string]any {
 	return all
 }
 
-// keeper is a real OTLP backend that keeps everything.
+// keeper is a real OTLP backend that keeps everything, once: where it takes longer than the exporter's timeout, OTLP sends again, and
+// the uid tells.
 type keeper struct {
 	endpoint string
 
@@ -306,8 +307,10 @@ func (k *keeper) keepLogs(_ context.Context, logs plog.Logs) error {
 		for _, scope := range resource.ScopeLogs().All() {
 			for _, record := range scope.LogRecords().All() {
 				attributes := record.Attributes().AsRaw()
-				k.logs = append(k.logs, attributes)
-				k.uids[fmt.Sprint(attributes["log.record.uid"])] = true
+				if uid := fmt.Sprint(attributes["log.record.uid"]); !k.uids[uid] {
+					k.uids[uid] = true
+					k.logs = append(k.logs, attributes)
+				}
 			}
 		}
 	}
@@ -320,8 +323,10 @@ func (k *keeper) keepTraces(_ context.Context, traces ptrace.Traces) error {
 	for _, resource := range traces.ResourceSpans().All() {
 		for _, scope := range resource.ScopeSpans().All() {
 			for _, span := range scope.Spans().All() {
-				k.spans = append(k.spans, span.Attributes().AsRaw())
-				k.spanIDs[span.SpanID().String()] = true
+				if id := span.SpanID().String(); !k.spanIDs[id] {
+					k.spanIDs[id] = true
+					k.spans = append(k.spans, span.Attributes().AsRaw())
+				}
 			}
 		}
 	}

@@ -34,7 +34,7 @@ func TestTruth(t *testing.T) {
 		around func(m *mix, a *agent, connect func())
 	}{
 		{
-			name: "no time", count: truthCount / 4, alone: true, // first, so that it has nobody but its own pressure
+			name: "no time", count: truthCount / 10, alone: true, // first, so that it has nobody but its own pressure
 			around: func(_ *mix, a *agent, connect func()) { a.starve(); connect() },
 		},
 		{name: "plain"},
@@ -213,9 +213,6 @@ func (m *mix) verify(a *agent, k *keeper) {
 				t.Errorf("%s, against /metrics: %v", name, err)
 			}
 		}
-	}
-	if len(k.uids) != len(k.logs) || len(k.spanIDs) != len(k.spans) {
-		t.Errorf("%d OTLP logs have %d uids, %d spans have %d ids", len(k.logs), len(k.uids), len(k.spans), len(k.spanIDs))
 	}
 }
 
