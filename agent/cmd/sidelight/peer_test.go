@@ -87,8 +87,11 @@ type clientResult struct {
 var noteRead func(port int, at int64)
 
 func runPeer(role string) error {
-	if role == "server" {
+	switch role {
+	case "server":
 		return runServer()
+	case callerRole:
+		return runCaller()
 	}
 	if role == "holder" {
 		return runHolder()

@@ -1,0 +1,274 @@
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/sidelight-mesh/sidelight/agent/cmd/sidelight/lab"
+)
+
+// The two ends of a wire.
+var (
+	left4  = netip.MustParseAddrPort("192.0.2.1:0")
+	right4 = netip.MustParseAddrPort("192.0.2.2:0")
+	left6  = netip.MustParseAddrPort("[2001:db8::1]:0")
+	right6 = netip.MustParseAddrPort("[2001:db8::2]:0")
+	// The zone is the interface's index, that of the veth's end in its namespace.
+	leftLocal, rightLocal = netip.MustParseAddr("fe80::1"), netip.MustParseAddr("fe80::2")
+)
+
+// wire joins two namespaces. Each frame passes through this process, which can hold it back or throw it away: so packets cross, are
+// late, or are lost, at will and on every kernel.
+type wire struct {
+	t           *testing.T
+	left, right netns.NsHandle
+	zone        [2]int // of the ends, for link-local addresses
+
+	mu      sync.Mutex
+	mode    wireMode
+	held    []frame
+	stopped bool
+}
+
+type wireMode int
+
+const (
+	pass wireMode = iota
+	hold
+	lose
+)
+
+type frame struct {
+	to   int // a packet socket
+	data []byte
+}
+
+// newWire joins two new namespaces of the case.
+func (e *scene) newWire(sysctls ...string) *wire {
+	e.t.Helper()
+	w := &wire{t: e.t, left: e.space(sysctls...), right: e.space(sysctls...)}
+	middle := newNamespace(e.t)
+	var sockets [2]int
+	for i, side := range []struct {
+		ns        netns.NsHandle
+		addresses []netip.Prefix
+		far       []netip.Addr
+	}{
+		{w.left, []netip.Prefix{netip.PrefixFrom(left4.Addr(), 24), netip.PrefixFrom(left6.Addr(), 64), netip.PrefixFrom(leftLocal, 64)}, []netip.Addr{right4.Addr(), right6.Addr(), rightLocal}},
+		{w.right, []netip.Prefix{netip.PrefixFrom(right4.Addr(), 24), netip.PrefixFrom(right6.Addr(), 64), netip.PrefixFrom(rightLocal, 64)}, []netip.Addr{left4.Addr(), left6.Addr(), leftLocal}},
+	} {
+		// No address but those given, and no question of whose they are.
+		e.sysctl(middle, "ipv6/conf/default/disable_ipv6=1")
+		e.sysctl(side.ns, "ipv6/conf/default/addr_gen_mode=1")
+		near := fmt.Sprintf("wire%d", i)
+		if err := lab.In(middle, func() error { return layWire(near, side.ns) }); err != nil {
+			e.t.Fatal(err)
+		}
+		if err := lab.In(side.ns, func() (err error) {
+			w.zone[i], err = addressWire(byte(i), side.addresses, side.far)
+			return err
+		}); err != nil {
+			e.t.Fatal(err)
+		}
+		if err := lab.In(middle, func() (err error) {
+			sockets[i], err = tapWire(near)
+			return err
+		}); err != nil {
+			e.t.Fatal(err)
+		}
+	}
+	var relays sync.WaitGroup
+	for i := range sockets {
+		relays.Go(func() { w.relay(sockets[i], sockets[1-i]) })
+	}
+	e.t.Cleanup(func() {
+		w.mu.Lock()
+		w.stopped = true
+		w.mu.Unlock()
+		relays.Wait()
+		for _, fd := range sockets {
+			unix.Close(fd)
+		}
+	})
+	return w
+}
+
+// layWire makes a veth from here to a namespace, where its end is called "wire".
+func layWire(near string, far netns.NsHandle) error {
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: near}, PeerName: "wire", PeerNamespace: netlink.NsFd(far)}); err != nil {
+		return fmt.Errorf("make veth: %w", err)
+	}
+	link, err := netlink.LinkByName(near)
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(link)
+}
+
+func wireAddress(side byte) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, 0, side} }
+
+// addressWire gives the end its addresses and tells it where the other end's are.
+func addressWire(side byte, addresses []netip.Prefix, far []netip.Addr) (index int, err error) {
+	link, err := netlink.LinkByName("wire")
+	if err != nil {
+		return 0, err
+	}
+	index = link.Attrs().Index
+	if err := netlink.LinkSetHardwareAddr(link, wireAddress(side)); err != nil {
+		return 0, err
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return 0, err
+	}
+	for _, a := range addresses {
+		address := &netlink.Addr{IPNet: &net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), a.Addr().BitLen())}, Flags: unix.IFA_F_NODAD}
+		if err := netlink.AddrAdd(link, address); err != nil {
+			return 0, fmt.Errorf("add %v: %w", a, err)
+		}
+	}
+	for _, a := range far {
+		neighbour := &netlink.Neigh{LinkIndex: index, IP: a.AsSlice(), HardwareAddr: wireAddress(1 - side), State: netlink.NUD_PERMANENT}
+		if err := netlink.NeighAdd(neighbour); err != nil {
+			return 0, fmt.Errorf("add neighbour %v: %w", a, err)
+		}
+	}
+	return index, nil
+}
+
+// virtioHeader goes before each frame: what is left for hardware to do, checksums and cutting up, is so left to the other end.
+const virtioHeader = 10
+
+func tapWire(name string) (int, error) {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return 0, err
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	const all = unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8 // in network order
+	for _, set := range []func() error{
+		func() error { return unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1) },
+		func() error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20) },
+		func() error {
+			return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 20_000})
+		},
+		func() error {
+			return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: link.Attrs().Index})
+		},
+	} {
+		if err := set(); err != nil {
+			unix.Close(fd)
+			return 0, fmt.Errorf("tap %s: %w", name, err)
+		}
+	}
+	return fd, nil
+}
+
+func (w *wire) relay(from, to int) {
+	buf := make([]byte, 128<<10)
+	for {
+		n, sender, err := unix.Recvfrom(from, buf, 0)
+		w.mu.Lock()
+		if w.stopped {
+			w.mu.Unlock()
+			return
+		}
+		if link, ok := sender.(*unix.SockaddrLinklayer); err == nil && ok && link.Pkttype != unix.PACKET_OUTGOING {
+			switch w.mode {
+			case pass:
+				w.forward(to, buf[:n])
+			case hold:
+				w.held = append(w.held, frame{to, append([]byte(nil), buf[:n]...)})
+			}
+		} else if err != nil && !errors.Is(err, syscall.EAGAIN) && !errors.Is(err, syscall.EINTR) {
+			w.t.Errorf("wire: receive: %v", err)
+			w.stopped = true
+		}
+		w.mu.Unlock()
+	}
+}
+
+func (w *wire) forward(to int, data []byte) {
+	if _, err := unix.Write(to, data); err != nil {
+		w.t.Errorf("wire: send: %v", err)
+	}
+}
+
+// set changes what becomes of frames. What was held goes on its way, unless it is lost from now on. A wire that holds goes on holding
+// what comes in answer.
+func (w *wire) set(mode wireMode) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if mode != lose {
+		for _, f := range w.held {
+			w.forward(f.to, f.data)
+		}
+	}
+	w.held = nil
+	w.mode = mode
+}
+
+// waitHeld waits until segments with exactly these of FIN, SYN and ACK are held back, of so many connections and ways. One that is sent
+// again counts once.
+func (w *wire) waitHeld(flags byte, want int) {
+	w.t.Helper()
+	eventually(w.t, "segments on the wire", func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		ways := make(map[[2]int]bool)
+		for _, f := range w.held {
+			if segment := tcpSegment(f.data[virtioHeader:]); segment != nil && segment[13]&(flagFIN|flagSYN|flagACK) == flags {
+				ways[[2]int{f.to, int(binary.BigEndian.Uint32(segment))}] = true // the ports
+			}
+		}
+		if len(ways) < want {
+			return fmt.Errorf("%d of %d with flags %d are there", len(ways), want, flags)
+		}
+		return nil
+	})
+}
+
+// Flags of a segment.
+const (
+	flagFIN = 1
+	flagSYN = 2
+	flagACK = 16
+)
+
+// tcpSegment is what an Ethernet frame carries, nil if that is no TCP.
+func tcpSegment(data []byte) []byte {
+	const ethernet, header = 14, 20
+	if len(data) < ethernet+2*header {
+		return nil
+	}
+	start := 0
+	switch kind := binary.BigEndian.Uint16(data[12:]); {
+	case kind == unix.ETH_P_IP && data[ethernet+9] == unix.IPPROTO_TCP:
+		start = ethernet + int(data[ethernet]&15)*4
+	case kind == unix.ETH_P_IPV6 && data[ethernet+6] == unix.IPPROTO_TCP:
+		start = ethernet + 40
+	}
+	if start == 0 || len(data) < start+header {
+		return nil
+	}
+	return data[start:]
+}
+
+// wired starts a client and a server on the two ends of a wire.
+func (e *scene) wired(sysctls ...string) (w *wire, client, server *caller) {
+	e.t.Helper()
+	w = e.newWire(sysctls...)
+	return w, e.caller(w.left, "client"), e.caller(w.right, "server")
+}
