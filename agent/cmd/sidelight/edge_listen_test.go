@@ -151,6 +151,7 @@ func TestListen(t *testing.T) {
 			return nil
 		})
 		s.close(l)
+		e.gauge("open", many-room) // those that were in have been reset
 		var orphans []int
 		for _, cf := range clients {
 			if c.try("send", cf, request).Errno == "" {

@@ -44,12 +44,13 @@ func TestTimeWait(t *testing.T) {
 		}, "ipv4/tcp_tw_reuse=1")
 		e.counted(map[string]uint64{"TcpExt TWRecycled": many, "Tcp OutRsts": 0})
 	}}, edgeCase{"server gets a SYN in TIME_WAIT", func(e *scene) {
+		// One within a millisecond of the last segment does not pass for new: it is reset out of the way, and sent again.
 		e.reusePort(func(c, s *caller, cf, sf int) {
 			s.close(sf)
 			c.eof(cf)
 			c.close(cf)
 		})
-		e.counted(map[string]uint64{"TcpExt TWRecycled": 0, "Tcp OutRsts": 0})
+		e.counted(map[string]uint64{"TcpExt TWRecycled": 0})
 	}}, edgeCase{"simultaneous close", func(e *scene) {
 		w, c, s := e.wired()
 		l, addr := s.listen(right4, many)

@@ -33,6 +33,7 @@ type wire struct {
 	t           *testing.T
 	left, right netns.NsHandle
 	zone        [2]int // of the ends, for link-local addresses
+	taps        [2]int // packet sockets: what is written to one arrives at that end
 
 	mu      sync.Mutex
 	mode    wireMode
@@ -58,7 +59,6 @@ func (e *scene) newWire(sysctls ...string) *wire {
 	e.t.Helper()
 	w := &wire{t: e.t, left: e.space(sysctls...), right: e.space(sysctls...)}
 	middle := newNamespace(e.t)
-	var sockets [2]int
 	for i, side := range []struct {
 		ns        netns.NsHandle
 		addresses []netip.Prefix
@@ -81,22 +81,22 @@ func (e *scene) newWire(sysctls ...string) *wire {
 			e.t.Fatal(err)
 		}
 		if err := lab.In(middle, func() (err error) {
-			sockets[i], err = tapWire(near)
+			w.taps[i], err = tapWire(near)
 			return err
 		}); err != nil {
 			e.t.Fatal(err)
 		}
 	}
 	var relays sync.WaitGroup
-	for i := range sockets {
-		relays.Go(func() { w.relay(sockets[i], sockets[1-i]) })
+	for i := range w.taps {
+		relays.Go(func() { w.relay(w.taps[i], w.taps[1-i]) })
 	}
 	e.t.Cleanup(func() {
 		w.mu.Lock()
 		w.stopped = true
 		w.mu.Unlock()
 		relays.Wait()
-		for _, fd := range sockets {
+		for _, fd := range w.taps {
 			unix.Close(fd)
 		}
 	})
