@@ -8,7 +8,7 @@ import (
 
 // TestHalfClose ends one direction of a connection long before the other.
 func TestHalfClose(t *testing.T) {
-	const request, response = 1000, 1 << 20
+	const request, response = 1000, 256 << 10
 	runEdges(t, edgeCase{"client first", func(e *scene) {
 		c, s := e.pair()
 		l, addr := s.listen(loopback4, many)

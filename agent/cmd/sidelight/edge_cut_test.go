@@ -80,35 +80,41 @@ func TestCut(t *testing.T) {
 	}}, edgeCase{"SOCK_DESTROY", func(e *scene) {
 		w, c, s := e.wired()
 		addr, clients, servers := open(c, s)
-		var locals []netip.AddrPort
+		destroy := func(fds []int) {
+			var locals []netip.AddrPort
+			for _, cf := range fds {
+				locals = append(locals, c.name(cf, addr))
+			}
+			err := lab.In(w.left, func() error {
+				for _, local := range locals {
+					if err := destroySocket(local, addr); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if errors.Is(err, errNoDestroy) {
+				c.kill()
+				s.kill()
+				e.checked = len(e.waitLines(2 * many))
+				e.t.Skip(err)
+			}
+			if err != nil {
+				e.t.Fatal(err)
+			}
+		}
 		for i, cf := range clients {
 			c.send(cf, request)
 			s.recv(servers[i], request)
-			locals = append(locals, c.name(cf, addr))
 		}
+		destroy(clients)
+		e.waitLines(2 * many) // the resets have arrived
 		w.set(lose)
+		var connecting []int
 		for range many {
-			locals = append(locals, c.name(c.connecting(addr), addr))
+			connecting = append(connecting, c.connecting(addr))
 		}
-		w.set(pass)
-		err := lab.In(w.left, func() error {
-			for _, local := range locals {
-				if err := destroySocket(local, addr); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if errors.Is(err, errNoDestroy) {
-			c.kill()
-			s.kill()
-			e.waitLines(3 * many)
-			e.checked = 3 * many
-			e.t.Skip(err)
-		}
-		if err != nil {
-			e.t.Fatal(err)
-		}
+		destroy(connecting)
 		e.check(2*many, map[end]int{
 			clientEnd(c, "reset_by_local", request, 0): many,
 			serverEnd(s, "reset_by_peer", 0, request):  many,

@@ -53,10 +53,12 @@ func runEdges(t *testing.T, cases ...edgeCase) {
 			t.Run(c.name, func(t *testing.T) {
 				e := &scene{t: t, a: a, cgroup: filepath.Join(root, fmt.Sprintf("case%d", i))}
 				e.newCgroup("")
+				defer func() {
+					mu.Lock()
+					defer mu.Unlock()
+					checked["0::"+e.label()] = e.checked
+				}()
 				c.run(e)
-				mu.Lock()
-				defer mu.Unlock()
-				checked["0::/"+filepath.Base(root)+"/"+filepath.Base(e.cgroup)] = e.checked
 			})
 		})
 	}
