@@ -43,7 +43,7 @@ func runEdges(t *testing.T, cases ...edgeCase) {
 	root := newCgroup(t)
 	a := startAgent(t, root)
 	checked := make(map[string]int) // lines by case
-	var mu sync.Mutex
+	var mu, scrape sync.Mutex
 	var running sync.WaitGroup
 	slots := make(chan struct{}, 6)
 	for i, c := range cases {
@@ -51,7 +51,7 @@ func runEdges(t *testing.T, cases ...edgeCase) {
 			slots <- struct{}{}
 			defer func() { <-slots }()
 			t.Run(c.name, func(t *testing.T) {
-				e := &scene{t: t, a: a, cgroup: filepath.Join(root, fmt.Sprintf("case%d", i))}
+				e := &scene{t: t, a: a, scrape: &scrape, cgroup: filepath.Join(root, fmt.Sprintf("case%d", i))}
 				e.newCgroup("")
 				defer func() {
 					mu.Lock()
@@ -89,7 +89,8 @@ type scene struct {
 	a       *agent
 	cgroup  string
 	spaces  []netns.NsHandle // whose counters are the case's
-	checked int              // lines
+	scrape  *sync.Mutex
+	checked int // lines
 	// strayed says that the kernel also sends again what belongs to no connection of a line, such as a SYN's answer.
 	strayed bool
 }
@@ -282,6 +283,14 @@ func (e *scene) check(traces int, want map[end]int) []edgeLine {
 	return lines
 }
 
+// metrics reads /metrics, one case at a time: it does not serve many at once.
+func (e *scene) metrics() string {
+	e.t.Helper()
+	e.scrape.Lock()
+	defer e.scrape.Unlock()
+	return e.a.metrics()
+}
+
 // checkSeries holds the case's series against its lines, when nothing is open any more.
 func (e *scene) checkSeries(lines []edgeLine) {
 	e.t.Helper()
@@ -307,7 +316,7 @@ func (e *scene) checkSeries(lines []edgeLine) {
 		want[name("received_bytes_total")] += l.Received
 		want[name("retransmits_total")] += l.Retransmits
 	}
-	metrics := e.a.metrics()
+	metrics := e.metrics()
 	for name, n := range want {
 		if got, found := find(metrics, name); got != n || !found {
 			e.t.Errorf("%s is %d, want %d", name, got, n)

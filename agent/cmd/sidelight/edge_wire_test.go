@@ -36,6 +36,7 @@ type wire struct {
 	taps        [2]int // packet sockets: what is written to one arrives at that end
 
 	mu      sync.Mutex
+	buf     [128 << 10]byte
 	mode    wireMode
 	held    []frame
 	stopped bool
@@ -89,7 +90,7 @@ func (e *scene) newWire(sysctls ...string) *wire {
 	}
 	var relays sync.WaitGroup
 	for i := range w.taps {
-		relays.Go(func() { w.relay(w.taps[i], w.taps[1-i]) })
+		relays.Go(func() { w.relay(i) })
 	}
 	e.t.Cleanup(func() {
 		w.mu.Lock()
@@ -162,9 +163,6 @@ func tapWire(name string) (int, error) {
 		func() error { return unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1) },
 		func() error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20) },
 		func() error {
-			return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 20_000})
-		},
-		func() error {
 			return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: link.Attrs().Index})
 		},
 	} {
@@ -176,41 +174,69 @@ func tapWire(name string) (int, error) {
 	return fd, nil
 }
 
-func (w *wire) relay(from, to int) {
-	buf := make([]byte, 128<<10)
+// relay carries frames from one end to the other.
+func (w *wire) relay(from int) {
 	for {
-		n, sender, err := unix.Recvfrom(from, buf, 0)
+		ready := []unix.PollFd{{Fd: int32(w.taps[from]), Events: unix.POLLIN}}
+		_, err := unix.Poll(ready, 20)
 		w.mu.Lock()
-		if w.stopped {
-			w.mu.Unlock()
+		if err != nil && !errors.Is(err, syscall.EINTR) {
+			w.fail("poll", err)
+		}
+		w.carry(from)
+		stopped := w.stopped
+		w.mu.Unlock()
+		if stopped {
 			return
 		}
-		if link, ok := sender.(*unix.SockaddrLinklayer); err == nil && ok && link.Pkttype != unix.PACKET_OUTGOING {
-			switch w.mode {
-			case pass:
-				w.forward(to, buf[:n])
-			case hold:
-				w.held = append(w.held, frame{to, append([]byte(nil), buf[:n]...)})
-			}
-		} else if err != nil && !errors.Is(err, syscall.EAGAIN) && !errors.Is(err, syscall.EINTR) {
-			w.t.Errorf("wire: receive: %v", err)
-			w.stopped = true
-		}
-		w.mu.Unlock()
 	}
+}
+
+// carry does with all frames that have come from one end what the mode says. The lock is held.
+func (w *wire) carry(from int) {
+	to := w.taps[1-from]
+	for !w.stopped {
+		n, sender, err := unix.Recvfrom(w.taps[from], w.buf[:], unix.MSG_DONTWAIT)
+		if errors.Is(err, syscall.EAGAIN) {
+			return
+		}
+		if errors.Is(err, syscall.EINTR) {
+			continue
+		}
+		if err != nil {
+			w.fail("receive", err)
+			return
+		}
+		if link, ok := sender.(*unix.SockaddrLinklayer); !ok || link.Pkttype == unix.PACKET_OUTGOING {
+			continue
+		}
+		switch w.mode {
+		case pass:
+			w.forward(to, w.buf[:n])
+		case hold:
+			w.held = append(w.held, frame{to, append([]byte(nil), w.buf[:n]...)})
+		}
+	}
+}
+
+func (w *wire) fail(what string, err error) {
+	w.t.Errorf("wire: %s: %v", what, err)
+	w.stopped = true
 }
 
 func (w *wire) forward(to int, data []byte) {
 	if _, err := unix.Write(to, data); err != nil {
-		w.t.Errorf("wire: send: %v", err)
+		w.fail("send", err)
 	}
 }
 
-// set changes what becomes of frames. What was held goes on its way, unless it is lost from now on. A wire that holds goes on holding
-// what comes in answer.
+// set changes what becomes of frames that are sent from now on. What was held goes on its way, unless frames are to be lost. A wire
+// that holds goes on holding what comes in answer.
 func (w *wire) set(mode wireMode) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.carry(0)
+	w.carry(1)
 	if mode != lose {
 		for _, f := range w.held {
 			w.forward(f.to, f.data)
