@@ -68,8 +68,8 @@ func runEdges(t *testing.T, cases ...edgeCase) {
 	}
 	a.waitClosed()
 	report := a.audit()
-	if k := report.Kernel; report.Unaccounted != 0 || k.StorageFailed != 0 || k.UntrackedClosed != 0 {
-		t.Errorf("%d unaccounted, %d without storage, %d untracked", report.Unaccounted, k.StorageFailed, k.UntrackedClosed)
+	if k := report.Kernel; report.Unaccounted != 0 || k.StorageFailed["client"]+k.StorageFailed["server"] != 0 || k.UntrackedClosed != 0 {
+		t.Errorf("%d unaccounted, %v without storage, %d untracked", report.Unaccounted, k.StorageFailed, k.UntrackedClosed)
 	}
 	a.stop()
 	// Each line came once, and none came late.

@@ -191,7 +191,7 @@ func (p peerNames) lineOf(t *testing.T, attributes map[string]any) line {
 	}
 	l := line{
 		edge:   edgeName{text("sidelight.role"), path.Base(text("process.linux.cgroup")), p.name(peer), text("network.type")},
-		reason: text("sidelight.reason"), sent: number(t, attributes, "sidelight.sent_bytes"), received: number(t, attributes, "sidelight.received_bytes"),
+		reason: text("sidelight.reason"), sent: attributeNumber(t, attributes, "sidelight.sent_bytes"), received: attributeNumber(t, attributes, "sidelight.received_bytes"),
 	}
 	switch l.reason { // those of a mix
 	case "ok", "reset_by_local", "reset_by_peer":
@@ -213,7 +213,7 @@ func dropped(metrics string) map[string]uint64 {
 }
 
 // number is an attribute of a log record, or of a line, where JSON has but one kind of number.
-func number(t *testing.T, attributes map[string]any, name string) int64 {
+func attributeNumber(t *testing.T, attributes map[string]any, name string) int64 {
 	t.Helper()
 	switch n := attributes[name].(type) {
 	case int64:

@@ -203,7 +203,7 @@ func (m *mix) verify(a *agent, k *keeper) {
 			l := m.peers.lineOf(t, attributes)
 			got[l]++
 			sums.addLine(l)
-			sums[entry{l.edge, "retransmits", ""}] += number(t, attributes, "sidelight.retransmits")
+			sums[entry{l.edge, "retransmits", ""}] += attributeNumber(t, attributes, "sidelight.retransmits")
 		}
 		if err := differ(got, m.lines, lost > 0); err != nil {
 			t.Errorf("%s: %v", name, err)
