@@ -30,8 +30,8 @@ type Options struct {
 	Mesh meshreceiver.Settings
 	// Version is ours, and what exporters call themselves by.
 	Version string
-	// OwnTelemetry keeps the collector's internal metrics in this process for Stats, whatever the configuration says of them.
-	OwnTelemetry bool
+	// DiscardMetrics leaves the collector's internal metrics out, whatever the configuration says of them. Stats does not need them.
+	DiscardMetrics bool
 	// Persistent says that every exporter's queue is on disk, so that an export that a shutdown interrupts is not lost.
 	Persistent bool
 	// Exporters are further ones that a configuration can name.
@@ -42,7 +42,7 @@ type Options struct {
 // Collector is a collector in this process. Its methods are to be called from one goroutine, but for Stats.
 type Collector struct {
 	options Options
-	meters  *meters
+	account account
 
 	collector *otelcol.Collector
 	done      chan struct{}
@@ -51,7 +51,7 @@ type Collector struct {
 
 // New returns a collector that is not started.
 func New(options Options) *Collector {
-	return &Collector{options: options, meters: new(meters)}
+	return &Collector{options: options}
 }
 
 func (c *Collector) build() (*otelcol.Collector, error) {

@@ -76,6 +76,16 @@ service:
 	}
 }
 
+func TestExportersCanBeNamedByTheirOlderNames(t *testing.T) {
+	for _, exporter := range []string{"otlp: {endpoint: 127.0.0.1:4317}", "otlphttp: {endpoint: http://127.0.0.1:4318}"} {
+		name, _, _ := strings.Cut(exporter, ":")
+		text := "yaml:receivers: {mesh: {}}\nexporters: {" + exporter + "}\nservice: {pipelines: {logs: {receivers: [mesh], exporters: [" + name + "]}}}\n"
+		if err := quiet(text).Validate(t.Context()); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestFurtherExportersCanBeNamed(t *testing.T) {
 	const text = "yaml:receivers: {mesh: {}}\nexporters: {nop: {}}\nservice: {pipelines: {logs: {receivers: [mesh], exporters: [nop]}}}\n"
 	if err := quiet(text).Validate(t.Context()); err == nil {

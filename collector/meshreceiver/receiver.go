@@ -146,7 +146,7 @@ func (r *meshReceiver) report(now time.Time) {
 		return
 	}
 	// The next report repeats all of it: sums are cumulative.
-	if err := r.nextMetrics.ConsumeMetrics(context.Background(), metrics); err != nil {
+	if err := r.nextMetrics.ConsumeMetrics(delivery(), metrics); err != nil {
 		Dropped.DataPoints.Add(uint64(points))
 		r.logger.Warn("Metrics refused by the pipeline", zap.Error(err))
 	}
@@ -161,7 +161,7 @@ const (
 // deliver tries until the data is taken, the error is a permanent one, or the receiver stops.
 func (r *meshReceiver) deliver(signal string, consume func(context.Context) error) bool {
 	for pause := firstPause; ; pause = min(2*pause, mostPause) {
-		err := consume(context.Background())
+		err := consume(delivery())
 		if err == nil {
 			return true
 		}
@@ -176,7 +176,7 @@ func (r *meshReceiver) deliver(signal string, consume func(context.Context) erro
 		case <-time.After(pause):
 		case <-r.stopping:
 			// One last try: Shutdown may have come between.
-			return consume(context.Background()) == nil
+			return consume(delivery()) == nil
 		}
 	}
 }

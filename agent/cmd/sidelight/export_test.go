@@ -49,7 +49,7 @@ service:
     traces: {receivers: [otlp], exporters: [terminal]}
   telemetry: {logs: {level: error}}
 `, grpc, http),
-		Exporters: []exporter.Factory{b.Factory()}, OwnTelemetry: true, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Exporters: []exporter.Factory{b.Factory()}, DiscardMetrics: true, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	if err := b.collector.Start(context.Background()); err != nil {
 		t.Fatal(err)

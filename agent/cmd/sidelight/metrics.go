@@ -122,7 +122,7 @@ func (s *selfMetrics) Collect(ch chan<- prometheus.Metric) {
 	for signal, stats := range n.collector.Stats() {
 		counter(descExported, uint64(stats.Sent), signal)
 		gauge(descQueued, float64(stats.Queued), signal)
-		counter(promview.Dropped, uint64(stats.Failed), "exporter", kinds[signal])
+		counter(promview.Dropped, uint64(stats.Rejected+stats.Failed), "exporter", kinds[signal])
 	}
 }
 

@@ -135,7 +135,7 @@ func (n *node) prepareCollector(ctx context.Context, options nodeOptions) error 
 			OnEnd:   sync.OnceFunc(func() { close(n.handedOn) }),
 		},
 		Version:      version(),
-		OwnTelemetry: own,
+		DiscardMetrics: own,
 		Persistent:   options.collectorURI == "" && n.config.OTelConfig == "",
 		Exporters:    options.exporters,
 		Logger:       n.logger,
