@@ -13,7 +13,6 @@ import (
 	"sync/atomic"
 	"syscall"
 
-	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
 	"github.com/sidelight-mesh/sidelight/collector/attribute"
 	"github.com/sidelight-mesh/sidelight/collector/queue"
@@ -85,22 +84,9 @@ func (l *Log) Reopen() error {
 
 // Consume queues the finished connections of a batch.
 func (l *Log) Consume(batch []enrich.Record) {
-	finished := 0
-	for i := range batch {
-		if batch[i].Event.Kind == connection.Close {
-			finished++
-		}
+	if closes := queue.Finished(batch); len(closes) > 0 {
+		l.queue.Consume(closes)
 	}
-	if finished == 0 {
-		return
-	}
-	closes := make([]enrich.Record, 0, finished)
-	for i := range batch {
-		if batch[i].Event.Kind == connection.Close {
-			closes = append(closes, batch[i])
-		}
-	}
-	l.queue.Consume(closes)
 }
 
 // Run writes until Close was called and everything queued is written.
@@ -123,6 +109,9 @@ func (l *Log) Run() {
 		}
 		l.write(buf, lines)
 		buf = buf[:0]
+		for _, batch := range batches {
+			l.queue.Done(len(batch))
+		}
 	}
 }
 
@@ -172,6 +161,10 @@ func (l *Log) CloseFile() error {
 	l.file = nil
 	return err
 }
+
+// Waiting is how many lines are still to be written. Whoever adds up reads it before Lines and Dropped: then a line that is written
+// meanwhile is seen twice rather than not at all.
+func (l *Log) Waiting() int { return l.queue.Waiting() }
 
 // Lines counts lines written.
 func (l *Log) Lines() uint64 { return l.lines.Load() }

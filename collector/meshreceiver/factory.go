@@ -18,12 +18,20 @@ import (
 // Type is the receiver's name in a collector's YAML.
 var Type = component.MustNewType("mesh")
 
-// Source is where the receiver gets its data from: the agent in the same process.
+// Source is where the receiver gets its data from: the agent in the same process. Each signal reads the records at its own pace.
 type Source interface {
-	// Next waits for batches of records. It returns false when there will be no more, or when the context ends.
-	Next(ctx context.Context) ([][]enrich.Record, bool)
+	Logs() Records
+	Traces() Records
 	// Edges returns the sums as they stand.
 	Edges() edge.Snapshot
+}
+
+// Records are what one signal is made of: those of connections that ended.
+type Records interface {
+	// Next waits for batches of records. It returns false when there will be no more, or when the context ends.
+	Next(ctx context.Context) ([][]enrich.Record, bool)
+	// Done says that so many records of what Next gave were handed on or given up.
+	Done(records int)
 }
 
 // Settings are set by the program that embeds the receiver.

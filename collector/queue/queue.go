@@ -5,8 +5,48 @@ import (
 	"context"
 	"sync"
 
+	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
 )
+
+// Finished returns the records of connections that ended. It is the batch itself if all of them are.
+func Finished(batch []enrich.Record) []enrich.Record {
+	n := 0
+	for i := range batch {
+		if batch[i].Event.Kind == connection.Close {
+			n++
+		}
+	}
+	if n == len(batch) {
+		return batch
+	}
+	finished := make([]enrich.Record, 0, n)
+	for i := range batch {
+		if batch[i].Event.Kind == connection.Close {
+			finished = append(finished, batch[i])
+		}
+	}
+	return finished
+}
+
+// Consumer takes batches and keeps them; it is a pipeline.Sink.
+type Consumer interface {
+	Consume(batch []enrich.Record)
+}
+
+// Closes is a pipeline.Sink that gives the records of connections that ended to each of its consumers, who share them.
+type Closes []Consumer
+
+// Consume implements pipeline.Sink.
+func (c Closes) Consume(batch []enrich.Record) {
+	finished := Finished(batch)
+	if len(finished) == 0 {
+		return
+	}
+	for _, consumer := range c {
+		consumer.Consume(finished)
+	}
+}
 
 // Queue is bounded by the number of records. What does not fit is dropped and counted, the newest first. Safe for concurrent
 // use.
@@ -17,6 +57,7 @@ type Queue struct {
 	mu      sync.Mutex
 	batches [][]enrich.Record
 	records int
+	held    int // records that Next gave and Done did not hear of
 	dropped uint64
 	closed  bool
 }
@@ -39,7 +80,7 @@ func (q *Queue) Consume(batch []enrich.Record) {
 	q.signal()
 }
 
-// Next takes out everything that waits, and waits itself for at least one batch. After Close it gives what is left and then
+// Next takes out everything that waits, and waits itself for at least one batch. Until Done it still counts as waiting. After Close it gives what is left and then
 // false; when the context ends, false.
 func (q *Queue) Next(ctx context.Context) ([][]enrich.Record, bool) {
 	for {
@@ -47,6 +88,7 @@ func (q *Queue) Next(ctx context.Context) ([][]enrich.Record, bool) {
 		ended := ctx.Err() != nil
 		q.mu.Lock()
 		batches, closed := q.batches, q.closed
+		q.held += q.records
 		q.batches, q.records = nil, 0
 		q.mu.Unlock()
 		switch {
@@ -65,6 +107,13 @@ func (q *Queue) Next(ctx context.Context) ([][]enrich.Record, bool) {
 	}
 }
 
+// Done says that so many records of what Next gave are counted elsewhere.
+func (q *Queue) Done(records int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.held -= records
+}
+
 // Close makes Next end once the queue is empty. What comes later is dropped and counted. Safe twice.
 func (q *Queue) Close() {
 	q.mu.Lock()
@@ -80,7 +129,14 @@ func (q *Queue) Dropped() uint64 {
 	return q.dropped
 }
 
-// Len is the number of records that wait.
+// Waiting is the number of records that nobody is done with: those in the queue and those that Next gave.
+func (q *Queue) Waiting() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.records + q.held
+}
+
+// Len is the number of records that wait in the queue.
 func (q *Queue) Len() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()

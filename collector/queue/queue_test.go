@@ -221,3 +221,40 @@ func TestConcurrentUseLosesNothing(t *testing.T) {
 		t.Errorf("%d taken and %d dropped, want %d together", len(seen), q.Dropped(), writers*rounds*size)
 	}
 }
+
+func TestWhatNextGaveWaitsUntilDone(t *testing.T) {
+	q := New(5)
+	q.Consume(batch(1, 2, 3))
+	if _, ok := q.Next(t.Context()); !ok || q.Waiting() != 3 || q.Len() != 0 {
+		t.Errorf("%d wait, %d in the queue; want 3 and none", q.Waiting(), q.Len())
+	}
+	q.Consume(numbered(4, 5)) // there is room for as many as ever
+	q.Done(2)
+	if q.Waiting() != 6 || q.Dropped() != 0 {
+		t.Errorf("%d wait, %d dropped; want 6 and none", q.Waiting(), q.Dropped())
+	}
+}
+
+func TestClosesAreSharedAndNothingElse(t *testing.T) {
+	ends := func(batch []enrich.Record, which ...int) []enrich.Record {
+		for _, i := range which {
+			batch[i].Event.Kind = connection.Close
+		}
+		return batch
+	}
+	a, b := New(10), New(1)
+	for _, given := range [][]enrich.Record{ends(batch(1, 2, 3), 0, 2), batch(4), ends(batch(5), 0)} {
+		Closes{a, b}.Consume(given)
+	}
+	batches, _ := a.Next(t.Context())
+	if got := cookies(batches); !slices.Equal(got, []uint64{1, 3, 5}) || len(batches) != 2 {
+		t.Errorf("%v in %d batches, want 1 3 5 in two", got, len(batches))
+	}
+	others, _ := b.Next(t.Context())
+	if got := cookies(others); !slices.Equal(got, []uint64{5}) || b.Dropped() != 2 {
+		t.Errorf("%v and %d dropped, want 5 and 2", got, b.Dropped())
+	}
+	if &batches[1][0] != &others[0][0] {
+		t.Error("the records are copied for each consumer")
+	}
+}

@@ -114,7 +114,8 @@ func (s *selfMetrics) Collect(ch chan<- prometheus.Metric) {
 	if n.collector == nil {
 		return
 	}
-	counter(promview.Dropped, n.records.Dropped(), "receiver_queue", "record")
+	counter(promview.Dropped, n.records.logs.Dropped(), "receiver_queue", "log")
+	counter(promview.Dropped, n.records.traces.Dropped(), "receiver_queue", "span")
 	counter(promview.Dropped, meshreceiver.Dropped.Logs.Load(), "receiver", "log")
 	counter(promview.Dropped, meshreceiver.Dropped.Spans.Load(), "receiver", "span")
 	counter(promview.Dropped, meshreceiver.Dropped.DataPoints.Load(), "receiver", "data_point")

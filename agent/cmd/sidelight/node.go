@@ -28,7 +28,7 @@ import (
 	"github.com/sidelight-mesh/sidelight/collector/queue"
 )
 
-// recordQueue is how many records may wait for the embedded collector while it refuses them.
+// recordQueue is how many records of each signal may wait for the embedded collector while it refuses them.
 const recordQueue = 1 << 16
 
 // node is one agent: everything from the cgroup to the exporters.
@@ -45,7 +45,7 @@ type node struct {
 	pipeline  *pipeline.Pipeline
 	edges     *edge.Table
 	log       *accesslog.Log
-	records   *queue.Queue
+	records   records
 	collector *embedded.Collector
 	// received says that the mesh receiver was started.
 	received atomic.Bool
@@ -53,6 +53,9 @@ type node struct {
 	handedOn chan struct{}
 	server   *status.Server
 }
+
+// records are what waits for the mesh receiver: the same for both signals, each of which reads at its own pace.
+type records struct{ logs, traces *queue.Queue }
 
 // nodeOptions are what the configuration does not say.
 type nodeOptions struct {
@@ -124,21 +127,21 @@ func (n *node) prepareCollector(ctx context.Context, options nodeOptions) error 
 	default:
 		return nil
 	}
-	n.records = queue.New(recordQueue)
+	n.records = records{logs: queue.New(recordQueue), traces: queue.New(recordQueue)}
 	n.handedOn = make(chan struct{})
 	host, _ := os.Hostname() // without a name the attribute is left out
 	n.collector = embedded.New(embedded.Options{
 		URI: uri,
 		Mesh: meshreceiver.Settings{
-			Source: source{n.records, n}, Clock: event.MeasureClock, Boot: n.boot, HostName: host,
+			Source: source{n}, Clock: event.MeasureClock, Boot: n.boot, HostName: host,
 			OnStart: func() { n.received.Store(true) },
 			OnEnd:   sync.OnceFunc(func() { close(n.handedOn) }),
 		},
-		Version:      version(),
+		Version:        version(),
 		DiscardMetrics: own,
-		Persistent:   options.collectorURI == "" && n.config.OTelConfig == "",
-		Exporters:    options.exporters,
-		Logger:       n.logger,
+		Persistent:     options.collectorURI == "" && n.config.OTelConfig == "",
+		Exporters:      options.exporters,
+		Logger:         n.logger,
 	})
 	if err := n.collector.Validate(ctx); err != nil {
 		return fmt.Errorf("check collector configuration: %w", err)
@@ -165,11 +168,15 @@ func (n *node) prepareKernel() error {
 		return err
 	}
 	sinks := []pipeline.Sink{n.edges}
+	var closes queue.Closes
 	if n.log != nil {
-		sinks = append(sinks, n.log)
+		closes = append(closes, n.log)
 	}
-	if n.records != nil {
-		sinks = append(sinks, n.records)
+	if n.collector != nil {
+		closes = append(closes, n.records.logs, n.records.traces)
+	}
+	if len(closes) > 0 {
+		sinks = append(sinks, closes)
 	}
 	n.pipeline = pipeline.New(pipeline.Options{
 		Limit: n.config.MaxConnections, Clock: event.MeasureClock, Identify: n.enricher.Identify, Sinks: sinks,
@@ -201,12 +208,11 @@ func peerGroups(groups []config.PeerGroup) []enrich.PeerGroup {
 }
 
 // source is the mesh receiver's view of this node.
-type source struct {
-	*queue.Queue
-	node *node
-}
+type source struct{ node *node }
 
-func (s source) Edges() edge.Snapshot { return s.node.snapshot() }
+func (s source) Logs() meshreceiver.Records   { return s.node.records.logs }
+func (s source) Traces() meshreceiver.Records { return s.node.records.traces }
+func (s source) Edges() edge.Snapshot         { return s.node.snapshot() }
 
 // snapshot returns the edges with everything in them that the kernel had told by the time of the call. If the ring cannot be drained
 // in time, what is not read yet is missing until the next.
@@ -326,7 +332,8 @@ func (n *node) stopCollector() error {
 	if n.collector == nil {
 		return nil
 	}
-	n.records.Close()
+	n.records.logs.Close()
+	n.records.traces.Close()
 	if !n.received.Load() {
 		close(n.handedOn)
 	}
