@@ -190,18 +190,23 @@ func (s *Sums) add(r *enrich.Record) {
 	}
 }
 
+// Folded counts records that went to an overflow edge for want of room.
+func (t *Table) Folded() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.folded
+}
+
 // Snapshot is a copy of the table at one moment.
 type Snapshot struct {
 	Edges []Edge
-	// Folded counts records that went to an overflow edge for want of room.
-	Folded uint64
 }
 
 // Snapshot copies the table. The order of edges is arbitrary.
 func (t *Table) Snapshot() Snapshot {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s := Snapshot{Edges: make([]Edge, 0, len(t.edges)), Folded: t.folded}
+	s := Snapshot{Edges: make([]Edge, 0, len(t.edges))}
 	for key, sums := range t.edges {
 		copied := *sums
 		copied.ConnectDuration = sums.ConnectDuration.clone()

@@ -13,6 +13,7 @@ import (
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
 	"github.com/sidelight-mesh/sidelight/collector/attribute"
 	"github.com/sidelight-mesh/sidelight/collector/edge"
+	"github.com/sidelight-mesh/sidelight/collector/self"
 )
 
 // Type is the receiver's name in a collector's YAML.
@@ -40,6 +41,8 @@ type Settings struct {
 	Clock    func() connection.Clock // dates exemplars
 	Boot     attribute.Boot
 	HostName string
+	// Self reads what the agent tells of itself, for each report of metrics; nil for nothing.
+	Self func() self.Reading
 	// OnStart is called, if set, when the collector starts the receiver: not every configuration has it in a pipeline.
 	OnStart func()
 	// OnEnd is called, if set, when the source has ended and everything of it was handed on, the last metrics too. It is not

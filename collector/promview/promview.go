@@ -39,7 +39,6 @@ type View struct {
 	attempts, established, failures, closed, open, connecting *prometheus.Desc
 	sent, received, retransmits                               *prometheus.Desc
 	connectDuration, connectionDuration, rtt                  *prometheus.Desc
-	folded                                                    *prometheus.Desc
 }
 
 // New returns a view. The clock dates exemplars.
@@ -58,8 +57,6 @@ func New(edges func() edge.Snapshot, clock func() connection.Clock) *View {
 		connectDuration:    desc("connect_duration_seconds", "Time from SYN to the end of the handshake; clients only."),
 		connectionDuration: desc("connection_duration_seconds", "Life of connections that ended, from connect() or accept to the end of TCP."),
 		rtt:                desc("rtt_seconds", "Smoothed round-trip time at the end of connections."),
-		folded: prometheus.NewDesc("sidelight_self_edges_folded_total",
-			"Records that went to the overflow edge, because max_edges was reached. The sums of the overflow edge are exact.", nil, nil),
 	}
 }
 
@@ -67,7 +64,7 @@ func New(edges func() edge.Snapshot, clock func() connection.Clock) *View {
 func (v *View) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		v.attempts, v.established, v.failures, v.closed, v.open, v.connecting, v.sent, v.received, v.retransmits,
-		v.connectDuration, v.connectionDuration, v.rtt, v.folded,
+		v.connectDuration, v.connectionDuration, v.rtt,
 	} {
 		ch <- d
 	}
@@ -77,7 +74,6 @@ func (v *View) Describe(ch chan<- *prometheus.Desc) {
 func (v *View) Collect(ch chan<- prometheus.Metric) {
 	snapshot := v.edges()
 	clock := v.clock()
-	ch <- prometheus.MustNewConstMetric(v.folded, prometheus.CounterValue, float64(snapshot.Folded))
 	for i := range snapshot.Edges {
 		e := &snapshot.Edges[i]
 		values, s := labelValues(e.Key), &e.Sums
@@ -210,6 +206,3 @@ func exemplarProto(x edge.Exemplar, clock connection.Clock) *dto.Exemplar {
 		Timestamp: timestamppb.New(time.Unix(0, clock.WallNS(x.AtNS))),
 	}
 }
-
-// Dropped is the metric of everything that can be lost anywhere, for whoever knows the counts.
-var Dropped = prometheus.NewDesc("sidelight_dropped_total", "What was lost, by the stage that lost it.", []string{"stage", "kind"}, nil)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/collector/exporter"
+	"go.opentelemetry.io/collector/pdata/pmetric"
 
 	"github.com/sidelight-mesh/sidelight/agent/cmd/sidelight/demo"
 	"github.com/sidelight-mesh/sidelight/collector/embedded"
@@ -117,8 +118,36 @@ func TestExport(t *testing.T) {
 			if server.Established != count || server.Closed["ok"] != count || server.SentBytes != count*100 || server.ReceivedBytes != count*(headerBytes+10) {
 				t.Errorf("server edge: %+v", server)
 			}
+			own := ownMetrics(r.Metrics)
+			for name, want := range map[string]float64{
+				"sidelight.accounting.unaccounted": 0, "sidelight.self.access_log.lines": 2 * count, "sidelight.dropped access_log log": 0,
+				"sidelight.dropped ring close": 0, "sidelight.dropped exporter span": 0, "sidelight.self.events.decoded close": 2 * count,
+				"sidelight.self.kernel.connections client attempted": count,
+			} {
+				if got, ok := own[name]; !ok || got != want {
+					t.Errorf("%s is %v (%v) in the last report, want %v", name, got, ok, want)
+				}
+			}
 		})
 	}
+}
+
+// ownMetrics reads what the agent tells of itself, by name and values of attributes.
+func ownMetrics(metrics pmetric.Metrics) map[string]float64 {
+	own := make(map[string]float64)
+	for _, m := range metrics.ResourceMetrics().At(0).ScopeMetrics().At(0).Metrics().All() {
+		if m.Type() != pmetric.MetricTypeSum || strings.HasPrefix(m.Name(), "sidelight.tcp.") {
+			continue
+		}
+		for _, p := range m.Sum().DataPoints().All() {
+			name := m.Name()
+			for _, v := range p.Attributes().All() {
+				name += " " + v.Str()
+			}
+			own[name] = p.DoubleValue() + float64(p.IntValue())
+		}
+	}
+	return own
 }
 
 // TestBackendDown makes 10,000 connections while the backend is down, the agent restarted halfway, then starts the backend: every

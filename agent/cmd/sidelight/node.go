@@ -33,8 +33,9 @@ const recordQueue = 1 << 16
 
 // node is one agent: everything from the cgroup to the exporters.
 type node struct {
-	config config.Config
-	logger *slog.Logger
+	config  config.Config
+	logger  *slog.Logger
+	started time.Time
 
 	cgroup    datapath.Cgroup
 	boot      attribute.Boot
@@ -47,6 +48,8 @@ type node struct {
 	log       *accesslog.Log
 	records   records
 	collector *embedded.Collector
+	// builtIn says that the collector's configuration is ours: nothing is between the receiver and the exporters that keeps data.
+	builtIn bool
 	// received says that the mesh receiver was started.
 	received atomic.Bool
 	// handedOn is closed when the mesh receiver has given everything to the exporters.
@@ -70,7 +73,7 @@ func (e inputError) Unwrap() error { return e.error }
 
 // newNode checks everything that can be checked and takes what it needs, attaching nothing. Every error is an inputError.
 func newNode(ctx context.Context, c config.Config, options nodeOptions, logger *slog.Logger) (*node, error) {
-	n := &node{config: c, logger: logger}
+	n := &node{config: c, logger: logger, started: time.Now()}
 	if err := n.prepare(ctx, options); err != nil {
 		n.release()
 		return nil, inputError{err}
@@ -127,19 +130,20 @@ func (n *node) prepareCollector(ctx context.Context, options nodeOptions) error 
 	default:
 		return nil
 	}
+	n.builtIn = options.collectorURI == "" && n.config.OTelConfig == ""
 	n.records = records{logs: queue.New(recordQueue), traces: queue.New(recordQueue)}
 	n.handedOn = make(chan struct{})
 	host, _ := os.Hostname() // without a name the attribute is left out
 	n.collector = embedded.New(embedded.Options{
 		URI: uri,
 		Mesh: meshreceiver.Settings{
-			Source: source{n}, Clock: event.MeasureClock, Boot: n.boot, HostName: host,
+			Source: source{n}, Clock: event.MeasureClock, Boot: n.boot, HostName: host, Self: n.readSelf,
 			OnStart: func() { n.received.Store(true) },
 			OnEnd:   sync.OnceFunc(func() { close(n.handedOn) }),
 		},
 		Version:        version(),
 		DiscardMetrics: own,
-		Persistent:     options.collectorURI == "" && n.config.OTelConfig == "",
+		Persistent:     n.builtIn,
 		Exporters:      options.exporters,
 		Logger:         n.logger,
 	})
