@@ -74,7 +74,11 @@ var (
 	Aggregated = counter("sidelight.self.aggregated.closes", "sidelight_self_aggregated_closes_total", "{event}",
 		"Close events that found no room in the ring and whose sums the kernel kept: by edge, or by role and reason only.", "by")
 	EdgesFolded = counter("sidelight.self.edges.folded", "sidelight_self_edges_folded_total", "{record}",
-		"Records that went to the overflow edge, because max_edges was reached. The sums of the overflow edge are exact.")
+		"Records that went to the overflow edge, because max_edges was reached and no edge was idle. The sums of the overflow edge are exact.")
+	EdgesEvicted = counter("sidelight.self.edges.evicted", "sidelight_self_edges_evicted_total", "{edge}",
+		"Edges that went into the overflow edge with all their sums, because nothing happened to them for long and another one needed the room.")
+	Edges = gauge("sidelight.self.edges", "sidelight_self_edges", "{edge}",
+		"Edges that have metrics of their own now, of max_edges at most.")
 	Lines = counter("sidelight.self.access_log.lines", "sidelight_self_access_log_lines_total", "{line}",
 		"Lines written to the access log.")
 	Exported = counter("sidelight.self.exported", "sidelight_self_exported_total", "{item}",

@@ -132,19 +132,21 @@ func TestExport(t *testing.T) {
 	}
 }
 
-// ownMetrics reads what the agent tells of itself, by name and values of attributes.
+// ownMetrics reads what the agent tells of itself, by name and values of attributes. A request can hold several reports, oldest first.
 func ownMetrics(metrics pmetric.Metrics) map[string]float64 {
 	own := make(map[string]float64)
-	for _, m := range metrics.ResourceMetrics().At(0).ScopeMetrics().At(0).Metrics().All() {
-		if m.Type() != pmetric.MetricTypeSum || strings.HasPrefix(m.Name(), "sidelight.tcp.") {
-			continue
-		}
-		for _, p := range m.Sum().DataPoints().All() {
-			name := m.Name()
-			for _, v := range p.Attributes().All() {
-				name += " " + v.Str()
+	for _, report := range metrics.ResourceMetrics().All() {
+		for _, m := range report.ScopeMetrics().At(0).Metrics().All() {
+			if m.Type() != pmetric.MetricTypeSum || strings.HasPrefix(m.Name(), "sidelight.tcp.") {
+				continue
 			}
-			own[name] = p.DoubleValue() + float64(p.IntValue())
+			for _, p := range m.Sum().DataPoints().All() {
+				name := m.Name()
+				for _, v := range p.Attributes().All() {
+					name += " " + v.Str()
+				}
+				own[name] = p.DoubleValue() + float64(p.IntValue())
+			}
 		}
 	}
 	return own

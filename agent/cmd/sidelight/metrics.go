@@ -63,7 +63,10 @@ func (n *node) readSelf() self.Reading {
 		}
 	}
 	v.add(self.BuildInfo, 1, version(), goVersion())
-	v.add(self.EdgesFolded, n.edges.Folded())
+	edges := n.edges.Counts()
+	v.add(self.EdgesFolded, edges.Folded)
+	v.add(self.EdgesEvicted, edges.Evicted)
+	v.add(self.Edges, uint64(edges.Edges))
 	ctx, cancel := context.WithTimeout(context.Background(), auditTime)
 	defer cancel()
 	r, err := n.report(ctx)

@@ -31,6 +31,10 @@ import (
 // recordQueue is how many records of each signal may wait for the embedded collector while it refuses them.
 const recordQueue = 1 << 16
 
+// idleReports is how many times an edge is reported after its last record before it may be folded to make room: five minutes by
+// default, so that every scraper has its last sums.
+const idleReports = 30
+
 // node is one agent: everything from the cgroup to the exporters.
 type node struct {
 	config  config.Config
@@ -102,7 +106,7 @@ func (n *node) prepare(ctx context.Context, options nodeOptions) error {
 	if n.server, err = status.Listen(n.config.MetricsAddress); err != nil {
 		return err
 	}
-	n.edges = edge.NewTable(n.config.MaxEdges)
+	n.edges = edge.NewTable(n.config.MaxEdges).FoldAfter(idleReports * n.config.ReportInterval)
 	if err := n.prepareCollector(ctx, options); err != nil {
 		return err
 	}
