@@ -41,7 +41,7 @@ type Log struct {
 
 // Open opens a log: "stdout", "stderr", or a file to append to, which is made if need be.
 func Open(target string, boot attribute.Boot) (*Log, error) {
-	l := &Log{queue: queue.New(queueRecords), boot: boot}
+	l := &Log{queue: queue.NewFair(queueRecords), boot: boot}
 	switch target {
 	case "stdout":
 		l.out = os.Stdout
@@ -58,7 +58,7 @@ func Open(target string, boot attribute.Boot) (*Log, error) {
 
 // NewWriter returns a log that writes to w.
 func NewWriter(w io.Writer, boot attribute.Boot) *Log {
-	return &Log{queue: queue.New(queueRecords), boot: boot, out: w}
+	return &Log{queue: queue.NewFair(queueRecords), boot: boot, out: w}
 }
 
 // Reopen opens the file anew by its path, for log rotation by renaming. It does nothing for a stream. On error the log goes on

@@ -101,7 +101,6 @@ func (w *world) record() enrich.Record {
 			Local: v4, Peer: []netip.AddrPort{v4, v6}[w.random.IntN(2)], CgroupID: w.random.Uint64N(12), ClientISN: uint32(w.cookie),
 		}
 		w.live = append(w.live, e)
-		i = len(w.live) - 1
 		if e.Role == connection.Server {
 			e.Kind, e.EstablishedNS = connection.Established, w.now
 		}

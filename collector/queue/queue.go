@@ -60,6 +60,10 @@ type Queue struct {
 	held    int // records that Next gave and Done did not hear of
 	dropped uint64
 	closed  bool
+
+	fair bool
+	// shares counts the records in the queue by workload, while more than half of it is used; nil else.
+	shares map[*enrich.Workload]int
 }
 
 // New returns a queue of at most limit records.
@@ -67,10 +71,26 @@ func New(limit int) *Queue {
 	return &Queue{limit: limit, ready: make(chan struct{}, 1)}
 }
 
+// NewFair returns a queue in which one workload cannot take the room of all others: its second half is for those that hold less than
+// an equal part of it. Of a batch what has a right to the room goes in.
+func NewFair(limit int) *Queue {
+	q := New(limit)
+	q.fair = true
+	return q
+}
+
 // Consume puts a batch in, whole or not at all: it makes the queue a pipeline.Sink.
 func (q *Queue) Consume(batch []enrich.Record) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if q.fair && !q.closed && q.records+len(batch) > q.limit/2 {
+		offered := len(batch)
+		batch = q.admit(batch)
+		q.dropped += uint64(offered - len(batch))
+		if len(batch) == 0 {
+			return
+		}
+	}
 	if q.closed || q.records+len(batch) > q.limit {
 		q.dropped += uint64(len(batch))
 		return
@@ -78,6 +98,43 @@ func (q *Queue) Consume(batch []enrich.Record) {
 	q.batches = append(q.batches, batch)
 	q.records += len(batch)
 	q.signal()
+}
+
+// admit returns the records of a batch that have a right to the room that is left. It is the batch itself if all of them have.
+func (q *Queue) admit(batch []enrich.Record) []enrich.Record {
+	if q.shares == nil {
+		q.shares = make(map[*enrich.Workload]int)
+		for _, b := range q.batches {
+			for i := range b {
+				q.shares[b[i].Identity.Local]++
+			}
+		}
+	}
+	room, refused := q.limit-q.records, 0
+	var admitted []enrich.Record
+	for i := range batch {
+		w := batch[i].Identity.Local
+		held := q.shares[w]
+		others := len(q.shares)
+		if held == 0 {
+			others++
+		}
+		if used := i - refused; used < room && (q.records+used < q.limit/2 || held < max(1, q.limit/2/others)) {
+			q.shares[w] = held + 1
+			if refused > 0 {
+				admitted = append(admitted, batch[i])
+			}
+			continue
+		}
+		if refused == 0 {
+			admitted = append(make([]enrich.Record, 0, len(batch)), batch[:i]...)
+		}
+		refused++
+	}
+	if refused == 0 {
+		return batch
+	}
+	return admitted
 }
 
 // Next takes out everything that waits, and waits itself for at least one batch. Until Done it still counts as waiting. After Close it gives what is left and then
@@ -89,7 +146,7 @@ func (q *Queue) Next(ctx context.Context) ([][]enrich.Record, bool) {
 		q.mu.Lock()
 		batches, closed := q.batches, q.closed
 		q.held += q.records
-		q.batches, q.records = nil, 0
+		q.batches, q.records, q.shares = nil, 0, nil
 		q.mu.Unlock()
 		switch {
 		case len(batches) > 0:

@@ -135,7 +135,7 @@ func (n *node) prepareCollector(ctx context.Context, options nodeOptions) error 
 		return nil
 	}
 	n.builtIn = options.collectorURI == "" && n.config.OTelConfig == ""
-	n.records = records{logs: queue.New(recordQueue), traces: queue.New(recordQueue)}
+	n.records = records{logs: queue.NewFair(recordQueue), traces: queue.NewFair(recordQueue)}
 	n.handedOn = make(chan struct{})
 	host, _ := os.Hostname() // without a name the attribute is left out
 	n.collector = embedded.New(embedded.Options{
