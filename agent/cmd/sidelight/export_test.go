@@ -187,6 +187,19 @@ func TestBackendDown(t *testing.T) {
 		}
 		return nil
 	})
+	// The exporters were sending before anybody could look how much there was.
+	eventually(t, "an account of what earlier runs left", func() error {
+		report := a.audit()
+		for _, signal := range []string{"logs", "traces"} {
+			if got := report.Export[signal]; got != (embedded.Stats{Carried: want, Sent: want}) {
+				return fmt.Errorf("%s: %+v", signal, got)
+			}
+		}
+		if report.Unaccounted != 0 {
+			return fmt.Errorf("%d unaccounted: %+v", report.Unaccounted, report.Export)
+		}
+		return nil
+	})
 	a.stop()
 	if r := b.Received(); r.Logs != want || r.UniqueLogs != want || r.Spans != want {
 		t.Errorf("got %d logs (%d different) and %d spans, want %d of each", r.Logs, r.UniqueLogs, r.Spans, want)
