@@ -60,7 +60,7 @@ generate: ## rebuild the BPF object, its Go binding and the generated documents 
 generate-check: setup ## generated files are what their sources make
 	@clang-19 --version | head -1
 	$(MAKE) --no-print-directory generate
-	@git diff --exit-code -- '*_bpfel.*' collector/meshreceiver/documentation.md || { echo 'generated files differ from what their sources make: run make generate and commit'; exit 1; }
+	@git diff --exit-code -- '*_bpfel.*' collector/meshreceiver/documentation.md collector/meshreceiver/descriptions.go || { echo 'generated files differ from what their sources make: run make generate and commit'; exit 1; }
 
 .PHONY: lint
 lint: setup $(TOOLS)/golangci-lint-$(GOLANGCI) ## Go and C linters, formatting, tidy go.mod

@@ -13,7 +13,6 @@ import (
 	"sync/atomic"
 	"syscall"
 
-	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
 	"github.com/sidelight-mesh/sidelight/collector/attribute"
 	"github.com/sidelight-mesh/sidelight/collector/queue"
@@ -42,7 +41,7 @@ type Log struct {
 
 // Open opens a log: "stdout", "stderr", or a file to append to, which is made if need be.
 func Open(target string, boot attribute.Boot) (*Log, error) {
-	l := &Log{queue: queue.New(queueRecords), boot: boot}
+	l := &Log{queue: queue.NewFair(queueRecords), boot: boot}
 	switch target {
 	case "stdout":
 		l.out = os.Stdout
@@ -59,7 +58,7 @@ func Open(target string, boot attribute.Boot) (*Log, error) {
 
 // NewWriter returns a log that writes to w.
 func NewWriter(w io.Writer, boot attribute.Boot) *Log {
-	return &Log{queue: queue.New(queueRecords), boot: boot, out: w}
+	return &Log{queue: queue.NewFair(queueRecords), boot: boot, out: w}
 }
 
 // Wait makes Consume wait for a slow disk or pipe rather than drop. To be called before all else.
@@ -88,26 +87,9 @@ func (l *Log) Reopen() error {
 
 // Consume queues the finished connections of a batch.
 func (l *Log) Consume(batch []enrich.Record) {
-	finished := 0
-	for i := range batch {
-		if batch[i].Event.Kind == connection.Close {
-			finished++
-		}
+	if closes := queue.Finished(batch); len(closes) > 0 {
+		l.queue.Consume(closes)
 	}
-	switch finished {
-	case 0:
-		return
-	case len(batch):
-		l.queue.Consume(batch)
-		return
-	}
-	closes := make([]enrich.Record, 0, finished)
-	for i := range batch {
-		if batch[i].Event.Kind == connection.Close {
-			closes = append(closes, batch[i])
-		}
-	}
-	l.queue.Consume(closes)
 }
 
 // Run writes until Close was called and everything queued is written.
@@ -130,6 +112,9 @@ func (l *Log) Run() {
 		}
 		l.write(buf, lines)
 		buf = buf[:0]
+		for _, batch := range batches {
+			l.queue.Done(len(batch))
+		}
 	}
 }
 
@@ -179,6 +164,10 @@ func (l *Log) CloseFile() error {
 	l.file = nil
 	return err
 }
+
+// Waiting is how many lines are still to be written. Whoever adds up reads it before Lines and Dropped: then a line that is written
+// meanwhile is seen twice rather than not at all.
+func (l *Log) Waiting() int { return l.queue.Waiting() }
 
 // Lines counts lines written.
 func (l *Log) Lines() uint64 { return l.lines.Load() }

@@ -5,6 +5,7 @@ package edge
 import (
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
@@ -84,26 +85,44 @@ type Edge struct {
 
 // Table is the set of edges. Safe for concurrent use.
 type Table struct {
-	mu     sync.Mutex
-	limit  int
-	edges  map[Key]*Sums
-	folded uint64
+	mu        sync.Mutex
+	limit     int
+	foldAfter time.Duration // 0 never
+	clock     func() time.Duration
+	edges     map[Key]*entry
+	idle      idleList
+	folded    uint64
+	evicted   uint64
 	// overflows is how many of the edges are overflow edges, which do not count towards the limit.
 	overflows int
 }
 
 // NewTable returns a table of at most limit edges beside the overflow edges, one for each role.
 func NewTable(limit int) *Table {
-	return &Table{limit: limit, edges: make(map[Key]*Sums)}
+	start := time.Now()
+	return &Table{limit: limit, edges: make(map[Key]*entry), clock: func() time.Duration { return time.Since(start) }}
 }
+
+// FoldAfter lets a full table make room for a new edge: the one that had no record for longest, and none for at least this time, and
+// has nothing open or connecting, is folded into the overflow edge of its role and gone. It is called before the first record.
+func (t *Table) FoldAfter(idle time.Duration) *Table {
+	t.foldAfter = idle
+	return t
+}
+
+// Clock gives the table another clock than that of this process, for records of another time. It is called before the first record.
+func (t *Table) Clock(now func() time.Duration) { t.clock = now }
 
 // Consume adds a batch of records.
 func (t *Table) Consume(batch []enrich.Record) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	now := t.clock()
 	for i := range batch {
 		r := &batch[i]
-		t.sums(KeyOf(r), r.Clock.WallNS(r.Event.EventNS)).add(r)
+		e := t.entry(KeyOf(r), r.Clock.WallNS(r.Event.EventNS), now)
+		e.sums.add(r)
+		t.touch(e, now)
 	}
 }
 
@@ -112,37 +131,50 @@ func (t *Table) Consume(batch []enrich.Record) {
 func (t *Table) ConsumeLosses(losses []enrich.Loss) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	now := t.clock()
 	for i := range losses {
 		l := &losses[i]
 		key := overflowOf(l.Role)
 		if l.Identity.Local != nil {
 			key = keyOf(l.Role, l.Identity, l.Peer)
 		}
-		t.sums(key, l.At.UnixNano()).addLoss(&l.Loss)
+		e := t.entry(key, l.At.UnixNano(), now)
+		e.sums.addLoss(&l.Loss)
+		t.touch(e, now)
 	}
 }
 
-func (t *Table) sums(key Key, sinceUnixNS int64) *Sums {
-	if sums := t.edges[key]; sums != nil {
-		return sums
-	}
-	if overflow := overflowOf(key.Role); len(t.edges)-t.overflows >= t.limit && key != overflow {
-		t.folded++
-		if sums := t.edges[overflow]; sums != nil {
-			return sums
-		}
-		key = overflow
+// entry finds or makes an edge, or the overflow edge of its role when there is no room.
+func (t *Table) entry(key Key, sinceUnixNS int64, now time.Duration) *entry {
+	if e := t.edges[key]; e != nil {
+		return e
 	}
 	if key.IsOverflow() {
-		t.overflows++
+		return t.overflow(key.Role, sinceUnixNS)
 	}
-	sums := newSums(sinceUnixNS)
-	t.edges[key] = sums
-	return sums
+	if len(t.edges)-t.overflows >= t.limit && !t.foldOldest(now) {
+		t.folded++
+		return t.overflow(key.Role, sinceUnixNS)
+	}
+	e := &entry{key: key, sums: newSums(sinceUnixNS)}
+	t.edges[key] = e
+	return e
 }
 
-func newSums(sinceUnixNS int64) *Sums {
-	return &Sums{
+// overflow finds or makes the overflow edge of a role.
+func (t *Table) overflow(role connection.Role, sinceUnixNS int64) *entry {
+	key := overflowOf(role)
+	if e := t.edges[key]; e != nil {
+		return e
+	}
+	e := &entry{key: key, sums: newSums(sinceUnixNS)}
+	t.edges[key] = e
+	t.overflows++
+	return e
+}
+
+func newSums(sinceUnixNS int64) Sums {
+	return Sums{
 		SinceUnixNS:        sinceUnixNS,
 		ConnectDuration:    NewHistogram(LatencyBounds),
 		FirstByteDuration:  NewHistogram(LatencyBounds),
@@ -221,19 +253,32 @@ func (s *Sums) hangs(r *enrich.Record) {
 	s.OldestConnectingNS = max(s.OldestConnectingNS, age)
 }
 
+// Counts are of the table itself.
+type Counts struct {
+	Edges   int    // with metrics of their own
+	Folded  uint64 // records that went to an overflow edge for want of room
+	Evicted uint64 // edges that were folded into an overflow edge, to make room
+}
+
+// Counts returns them as they stand.
+func (t *Table) Counts() Counts {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return Counts{Edges: len(t.edges) - t.overflows, Folded: t.folded, Evicted: t.evicted}
+}
+
 // Snapshot is a copy of the table at one moment.
 type Snapshot struct {
 	Edges []Edge
-	// Folded counts records that went to an overflow edge for want of room.
-	Folded uint64
 }
 
 // Snapshot copies the table. The order of edges is arbitrary.
 func (t *Table) Snapshot() Snapshot {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s := Snapshot{Edges: make([]Edge, 0, len(t.edges)), Folded: t.folded}
-	for key, sums := range t.edges {
+	s := Snapshot{Edges: make([]Edge, 0, len(t.edges))}
+	for key, e := range t.edges {
+		sums := &e.sums
 		copied := *sums
 		copied.ConnectDuration = sums.ConnectDuration.clone()
 		copied.ConnectionDuration = sums.ConnectionDuration.clone()

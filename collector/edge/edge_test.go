@@ -144,8 +144,8 @@ func TestSumsPerEdge(t *testing.T) {
 	}
 	snapshot := table.Snapshot()
 	edges := byKey(snapshot)
-	if snapshot.Folded != 0 || len(edges) != len(want) {
-		t.Errorf("%d edges, %d records folded; want %d and none", len(edges), snapshot.Folded, len(want))
+	if table.Counts().Folded != 0 || len(edges) != len(want) {
+		t.Errorf("%d edges, %d records folded; want %d and none", len(edges), table.Counts().Folded, len(want))
 	}
 	for k, n := range want {
 		if edges[k] == nil {
@@ -196,8 +196,8 @@ func TestOverflowKeepsSumsExact(t *testing.T) {
 			folded++
 		}
 	}
-	if snapshot.Folded != folded || folded == 0 {
-		t.Errorf("%d records folded, want %d", snapshot.Folded, folded)
+	if tight.Counts().Folded != folded || folded == 0 {
+		t.Errorf("%d records folded, want %d", tight.Counts().Folded, folded)
 	}
 	for _, role := range []connection.Role{connection.Client, connection.Server} {
 		overflow := Key{Role: role, LocalWorkload: Overflow, PeerWorkload: Overflow}
@@ -263,7 +263,7 @@ func TestLossesWithoutAnEdgeGoToTheOverflowEdgeOfTheirRole(t *testing.T) {
 	if server.Closed[connection.OK] != 2 || server.Established != 2 || server.SentBytes != 9 {
 		t.Errorf("server %+v", numbersOf(server))
 	}
-	if folded := table.Snapshot().Folded; folded != 0 {
+	if folded := table.Counts().Folded; folded != 0 {
 		t.Errorf("%d folded, and the table has room", folded)
 	}
 }

@@ -93,7 +93,7 @@ func at(root object, keys ...string) object {
 func literal(s string) string { return strings.ReplaceAll(s, "$", "$$") }
 
 // HasMetricsTelemetry says whether a collector configuration sets where the collector's own metrics go. Without it the collector would
-// listen on port 8888, and nobody here would know what its exporters dropped.
+// listen on port 8888.
 func HasMetricsTelemetry(text []byte) bool {
 	var c struct {
 		Service struct {

@@ -29,7 +29,7 @@ func userConfig(t *testing.T, path string) config.Config {
 
 // quiet is a collector that logs nothing.
 func quiet(uri string) *Collector {
-	return New(Options{URI: uri, Version: "test", OwnTelemetry: true, Logger: slog.New(slog.DiscardHandler)})
+	return New(Options{URI: uri, Version: "test", DiscardMetrics: true, Logger: slog.New(slog.DiscardHandler)})
 }
 
 func TestDefaultYAML(t *testing.T) {

@@ -30,8 +30,8 @@ type Options struct {
 	Mesh meshreceiver.Settings
 	// Version is ours, and what exporters call themselves by.
 	Version string
-	// OwnTelemetry keeps the collector's internal metrics in this process for Stats, whatever the configuration says of them.
-	OwnTelemetry bool
+	// DiscardMetrics leaves the collector's internal metrics out, whatever the configuration says of them. Stats does not need them.
+	DiscardMetrics bool
 	// Persistent says that every exporter's queue is on disk, so that an export that a shutdown interrupts is not lost.
 	Persistent bool
 	// Exporters are further ones that a configuration can name.
@@ -42,7 +42,7 @@ type Options struct {
 // Collector is a collector in this process. Its methods are to be called from one goroutine, but for Stats.
 type Collector struct {
 	options Options
-	meters  *meters
+	account account
 
 	collector *otelcol.Collector
 	done      chan struct{}
@@ -51,11 +51,15 @@ type Collector struct {
 
 // New returns a collector that is not started.
 func New(options Options) *Collector {
-	return &Collector{options: options, meters: new(meters)}
+	return &Collector{options: options}
 }
 
 func (c *Collector) build() (*otelcol.Collector, error) {
-	return otelcol.NewCollector(otelcol.CollectorSettings{
+	return otelcol.NewCollector(c.settings())
+}
+
+func (c *Collector) settings() otelcol.CollectorSettings {
+	return otelcol.CollectorSettings{
 		Factories: c.factories,
 		BuildInfo: component.BuildInfo{Command: "sidelight", Description: "Sidelight", Version: c.options.Version},
 		// Signals belong to the program that embeds us.
@@ -69,7 +73,7 @@ func (c *Collector) build() (*otelcol.Collector, error) {
 		LoggingOptions: []zap.Option{zap.WrapCore(func(core zapcore.Core) zapcore.Core {
 			return &slogCore{level: core, handler: c.options.Logger.Handler(), persistent: c.options.Persistent}
 		})},
-	})
+	}
 }
 
 // Validate reads the configuration and builds its pipelines without starting them.
@@ -78,7 +82,42 @@ func (c *Collector) Validate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return collector.DryRun(ctx)
+	if err := collector.DryRun(ctx); err != nil {
+		return err
+	}
+	return c.warnOfDuplicates(ctx)
+}
+
+// warnOfDuplicates looks for pipelines of several exporters of which one can refuse: the collector's fan-out gives one error for all of
+// them, so trying again gives the data again to those that had taken it. An exporter with a queue refuses when that is full; it is
+// the best there is.
+func (c *Collector) warnOfDuplicates(ctx context.Context) error {
+	provider, err := otelcol.NewConfigProvider(c.settings().ConfigProviderSettings)
+	if err != nil {
+		return err
+	}
+	factories, err := c.factories()
+	if err != nil {
+		return err
+	}
+	config, err := provider.Get(ctx, factories)
+	if err != nil {
+		return err
+	}
+	for id, pipeline := range config.Service.Pipelines {
+		if len(pipeline.Exporters) < 2 {
+			continue
+		}
+		for _, exporter := range pipeline.Exporters {
+			// A connector is no exporter; debug takes everything.
+			settings, ok := config.Exporters[exporter]
+			if ok && exporter.Type().String() != "debug" && !queueOf(settings).there {
+				c.options.Logger.Warn("an exporter without a queue shares a pipeline: when it refuses data, the others get that again; give it a sending_queue or a pipeline of its own",
+					"pipeline", id.String(), "exporter", exporter.String())
+			}
+		}
+	}
+	return provider.Shutdown(ctx)
 }
 
 // Start runs the collector and returns once it runs, or with the reason why it does not.

@@ -37,7 +37,7 @@ func toBackend(t *testing.T, s source, o config.OTLP, stateDirectory string) *Co
 		t.Fatal("no check_interval of 1s in the built-in configuration")
 	}
 	return New(Options{
-		URI: uri, Mesh: s.mesh(), Version: "test", OwnTelemetry: true, Persistent: true, Logger: slog.New(slog.DiscardHandler),
+		URI: uri, Mesh: s.mesh(), Version: "test", DiscardMetrics: true, Persistent: true, Logger: slog.New(slog.DiscardHandler),
 	})
 }
 
@@ -93,7 +93,7 @@ func checkStats(t *testing.T, c *Collector, b *backend, n int64) {
 	t.Helper()
 	fixture.Eventually(t, "Stats tells of what was sent", func() bool {
 		stats := c.Stats()
-		return stats["logs"] == Stats{Sent: n} && stats["traces"] == Stats{Sent: n} && stats["metrics"].Sent > 0
+		return stats["logs"] == Stats{Taken: n, Sent: n} && stats["traces"] == Stats{Taken: n, Sent: n} && stats["metrics"].Sent > 0
 	})
 	if got := c.Stats()["metrics"]; got.Failed != 0 || got.Sent > int64(b.metrics.DataPointCount()) {
 		t.Errorf("stats of metrics %+v, and %d data points came", got, b.metrics.DataPointCount())
@@ -245,17 +245,6 @@ func TestStatsWithoutStart(t *testing.T) {
 	}
 }
 
-func TestStatsAreEmptyWithoutOwnTelemetry(t *testing.T) {
-	c := New(Options{URI: debugOnly, Mesh: newSource().mesh(), Version: "test", Logger: slog.New(slog.DiscardHandler)})
-	if err := c.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if got := c.Stats(); len(got) != 0 {
-		t.Errorf("stats %v", got)
-	}
-	shutdown(t, c)
-}
-
 const debugOnly = "yaml:" + `
 receivers: {mesh: {}}
 exporters: {debug: {}}
@@ -263,18 +252,6 @@ service:
   pipelines: {logs: {receivers: [mesh], exporters: [debug]}}
   telemetry: {metrics: {level: none}, logs: {level: info}}
 `
-
-func TestStatsEndWithTheCollector(t *testing.T) {
-	c := quiet(debugOnly)
-	c.options.Mesh = newSource().mesh()
-	if err := c.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	shutdown(t, c)
-	if got := c.Stats(); len(got) != 0 {
-		t.Errorf("stats %v after the end", got)
-	}
-}
 
 func TestStartSaysWhyItDoesNot(t *testing.T) {
 	busy, err := net.Listen("tcp", "127.0.0.1:0")

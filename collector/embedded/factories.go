@@ -44,12 +44,16 @@ func (c *Collector) factories() (otelcol.Factories, error) {
 	); err != nil {
 		return f, fmt.Errorf("list processors: %w", err)
 	}
-	if f.Exporters, err = otelcol.MakeFactoryMap(append([]exporter.Factory{
+	exporters := append([]exporter.Factory{
 		otlpexporter.NewFactory(),
 		otlphttpexporter.NewFactory(),
 		debugexporter.NewFactory(),
 		fileexporter.NewFactory(),
-	}, c.options.Exporters...)...); err != nil {
+	}, c.options.Exporters...)
+	for i, e := range exporters {
+		exporters[i] = c.accounted(e)
+	}
+	if f.Exporters, err = otelcol.MakeFactoryMap(exporters...); err != nil {
 		return f, fmt.Errorf("list exporters: %w", err)
 	}
 	if f.Extensions, err = otelcol.MakeFactoryMap[extension.Factory](

@@ -136,13 +136,23 @@ func (b *backend) attempts() int64 {
 	return -1
 }
 
-// source is what the agent has: a queue and a table.
+// source is what the agent has: a queue for each signal, and a table.
 type source struct {
-	*queue.Queue
-	table *edge.Table
+	logs, traces *queue.Queue
+	table        *edge.Table
 }
 
-func newSource() source { return source{queue.New(1 << 16), edge.NewTable(100)} }
+func newSource() source { return source{queue.New(1 << 16), queue.New(1 << 16), edge.NewTable(100)} }
+
+func (s source) Logs() meshreceiver.Records { return s.logs }
+
+func (s source) Traces() meshreceiver.Records { return s.traces }
+
+// Close says that there will be no more.
+func (s source) Close() {
+	s.logs.Close()
+	s.traces.Close()
+}
 
 func (s source) Edges() edge.Snapshot { return s.table.Snapshot() }
 
@@ -169,7 +179,8 @@ func (s source) give(n int) (uids, spans map[string]int) {
 			Identity: enrich.Identity{Local: &enrich.Workload{Name: "w"}, Peer: &enrich.Workload{Name: "p"}},
 		}
 	}
-	s.Consume(batch)
+	s.logs.Consume(batch)
+	s.traces.Consume(batch)
 	s.table.Consume(batch)
 	return uids, spans
 }

@@ -1,12 +1,16 @@
 package embedded
 
 import (
+	"bytes"
+	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"go.opentelemetry.io/collector/exporter"
 	"go.opentelemetry.io/collector/exporter/exportertest"
 
+	"github.com/sidelight-mesh/sidelight/agent/config"
 	otelconfig "github.com/sidelight-mesh/sidelight/otel-config"
 )
 
@@ -76,6 +80,16 @@ service:
 	}
 }
 
+func TestExportersCanBeNamedByTheirOlderNames(t *testing.T) {
+	for _, exporter := range []string{"otlp: {endpoint: 127.0.0.1:4317}", "otlphttp: {endpoint: http://127.0.0.1:4318}"} {
+		name, _, _ := strings.Cut(exporter, ":")
+		text := "yaml:receivers: {mesh: {}}\nexporters: {" + exporter + "}\nservice: {pipelines: {logs: {receivers: [mesh], exporters: [" + name + "]}}}\n"
+		if err := quiet(text).Validate(t.Context()); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestFurtherExportersCanBeNamed(t *testing.T) {
 	const text = "yaml:receivers: {mesh: {}}\nexporters: {nop: {}}\nservice: {pipelines: {logs: {receivers: [mesh], exporters: [nop]}}}\n"
 	if err := quiet(text).Validate(t.Context()); err == nil {
@@ -97,6 +111,59 @@ func TestDefaultCanBeValidatedTwice(t *testing.T) {
 	for range 2 {
 		if err := c.Validate(t.Context()); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+func TestValidateWarnsOfExportersThatMakeDuplicates(t *testing.T) {
+	const exporters = `
+exporters:
+  otlp_grpc: {endpoint: 127.0.0.1:4317}
+  otlp_grpc/direct: {endpoint: 127.0.0.1:4317, sending_queue: {enabled: false}}
+  debug: {}
+  file: {path: /dev/null}
+`
+	for pipeline, want := range map[string][]string{
+		"[otlp_grpc]":                         nil,
+		"[otlp_grpc/direct]":                  nil, // it refuses for itself alone
+		"[otlp_grpc, debug]":                  nil,
+		"[otlp_grpc, otlp_grpc/direct]":       {"otlp_grpc/direct"},
+		"[otlp_grpc, otlp_grpc/direct, file]": {"otlp_grpc/direct", "file"},
+	} {
+		var log bytes.Buffer
+		c := quiet("yaml:receivers: {mesh: {}}" + exporters + "service: {pipelines: {logs: {receivers: [mesh], exporters: " + pipeline + "}}}\n")
+		c.options.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		if err := c.Validate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(log.String(), "shares a pipeline"); n != len(want) {
+			t.Errorf("%s: %d warnings, want %d: %s", pipeline, n, len(want), log.String())
+		}
+		for _, exporter := range want {
+			if !strings.Contains(log.String(), "pipeline=logs exporter="+exporter+"\n") {
+				t.Errorf("%s: no warning of %s: %s", pipeline, exporter, log.String())
+			}
+		}
+	}
+}
+
+// TestDefaultHasAQueuePerExporter, on disk and sized in items: what the account and the retries of the receiver rely on.
+func TestDefaultHasAQueuePerExporter(t *testing.T) {
+	otlp := config.OTLP{Endpoint: "http://127.0.0.1:4317", Protocol: config.ProtocolGRPC, Traces: config.Signal{Protocol: config.ProtocolHTTP}}
+	uri, err := DefaultURI(otlp.Exporters(), t.TempDir(), time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := quiet(uri)
+	if err := c.Validate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(c.account.ledgers) != 3 {
+		t.Errorf("%d exporters, want one for each signal", len(c.account.ledgers))
+	}
+	for key, l := range c.account.ledgers {
+		if !l.hasQueue.Load() || !l.persistent.Load() || !l.items.Load() {
+			t.Errorf("%v: queue %v, on disk %v, in items %v; want all", key, l.hasQueue.Load(), l.persistent.Load(), l.items.Load())
 		}
 	}
 }

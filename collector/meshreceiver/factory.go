@@ -14,17 +14,26 @@ import (
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
 	"github.com/sidelight-mesh/sidelight/collector/attribute"
 	"github.com/sidelight-mesh/sidelight/collector/edge"
+	"github.com/sidelight-mesh/sidelight/collector/self"
 )
 
 // Type is the receiver's name in a collector's YAML.
 var Type = component.MustNewType("mesh")
 
-// Source is where the receiver gets its data from: the agent in the same process.
+// Source is where the receiver gets its data from: the agent in the same process. Each signal reads the records at its own pace.
 type Source interface {
-	// Next waits for batches of records. It returns false when there will be no more, or when the context ends.
-	Next(ctx context.Context) ([][]enrich.Record, bool)
+	Logs() Records
+	Traces() Records
 	// Edges returns the sums as they stand.
 	Edges() edge.Snapshot
+}
+
+// Records are what one signal is made of: those of connections that ended.
+type Records interface {
+	// Next waits for batches of records. It returns false when there will be no more, or when the context ends.
+	Next(ctx context.Context) ([][]enrich.Record, bool)
+	// Done says that so many records of what Next gave were handed on or given up.
+	Done(records int)
 }
 
 // Settings are set by the program that embeds the receiver.
@@ -34,6 +43,8 @@ type Settings struct {
 	Now      func() time.Time        // dates metrics; nil is time.Now
 	Boot     attribute.Boot
 	HostName string
+	// Self reads what the agent tells of itself, for each report of metrics; nil for nothing.
+	Self func() self.Reading
 	// OnStart is called, if set, when the collector starts the receiver: not every configuration has it in a pipeline.
 	OnStart func()
 	// OnEnd is called, if set, when the source has ended and everything of it was handed on, the last metrics too. It is not

@@ -8,8 +8,10 @@ import (
 	"go.opentelemetry.io/collector/pdata/pcommon"
 	"go.opentelemetry.io/collector/pdata/pmetric"
 
+	"github.com/sidelight-mesh/sidelight/collector/edge"
 	"github.com/sidelight-mesh/sidelight/collector/internal/fixture"
 	"github.com/sidelight-mesh/sidelight/collector/meshreceiver/metadata"
+	"github.com/sidelight-mesh/sidelight/collector/self"
 )
 
 func TestMetricsAreThoseOfTheTable(t *testing.T) {
@@ -85,8 +87,8 @@ func checkMetric(t *testing.T, where string, want *metadata.Metric, got pmetric.
 		}
 		for _, p := range got.Sum().DataPoints().All() {
 			points = append(points, p.Attributes())
-			if p.ValueType() != pmetric.NumberDataPointValueTypeInt {
-				t.Errorf("%s: %s has a value of type %v", where, want.Name, p.ValueType())
+			if p.ValueType() == pmetric.NumberDataPointValueTypeDouble {
+				valueType = "double"
 			}
 		}
 	case pmetric.MetricTypeGauge:
@@ -109,6 +111,9 @@ func checkMetric(t *testing.T, where string, want *metadata.Metric, got pmetric.
 	default:
 		t.Errorf("%s: %s is a %v", where, want.Name, got.Type())
 	}
+	if got.Description() != want.Description {
+		t.Errorf("%s: %s says %q of itself, want %q", where, want.Name, got.Description(), want.Description)
+	}
 	if kind != want.Kind || valueType != want.ValueType || got.Unit() != want.Unit || temporality != pmetric.AggregationTemporalityCumulative {
 		t.Errorf("%s: %s is a %v %s of %s in %q, want a cumulative %s of %s in %q", where, want.Name, temporality, kind, valueType, got.Unit(),
 			want.Kind, want.ValueType, want.Unit)
@@ -126,7 +131,7 @@ func TestPrometheusSpellingIsThatOfTheTable(t *testing.T) {
 		metadata.Gauge: otlptranslator.MetricTypeGauge, metadata.Histogram: otlptranslator.MetricTypeHistogram,
 	}
 	table := readTable(t)
-	for _, m := range table.Metrics {
+	for _, m := range slices.Concat(table.Metrics, table.SelfMetrics) {
 		got, err := namer.Build(otlptranslator.Metric{Name: m.Name, Unit: m.Unit, Type: types[m.Kind]})
 		if err != nil || got != m.Prometheus {
 			t.Errorf("%s becomes %q (%v) on its way through OTLP, /metrics has %q", m.Name, got, err, m.Prometheus)
@@ -136,6 +141,39 @@ func TestPrometheusSpellingIsThatOfTheTable(t *testing.T) {
 	for _, a := range table.MetricAttributes {
 		if got, err := labels.Build(a.Name); a.Label != "" && (err != nil || got != a.Label) {
 			t.Errorf("%s becomes %q (%v) on its way through OTLP, /metrics has %q", a.Name, got, err, a.Label)
+		}
+	}
+}
+
+// TestSelfMetricsAreThoseOfTheTable holds the agent's own metrics against the table, from the definition to what is sent.
+func TestSelfMetricsAreThoseOfTheTable(t *testing.T) {
+	reading := self.Reading{Since: fixture.Now}
+	for _, m := range self.Metrics() {
+		reading.Values = append(reading.Values, m.Of(3, m.Attributes...), m.Of(4, m.Attributes...))
+	}
+	settings := testSettings()
+	settings.Self = func() self.Reading { return reading }
+	// Also without an edge.
+	sent := newMetrics(&settings, edge.Snapshot{}, fixture.Now).ResourceMetrics().At(0).ScopeMetrics().At(0).Metrics()
+	table := readTable(t)
+	if sent.Len() != len(table.SelfMetrics) || len(self.Metrics()) != len(table.SelfMetrics) {
+		t.Fatalf("%d are defined, %d are sent; the table has %d", len(self.Metrics()), sent.Len(), len(table.SelfMetrics))
+	}
+	for i := range table.SelfMetrics {
+		want, have := &table.SelfMetrics[i], sent.At(i)
+		if have.Name() != want.Name || self.Metrics()[i].Prometheus != want.Prometheus {
+			t.Errorf("%s (%s), want %s (%s)", have.Name(), self.Metrics()[i].Prometheus, want.Name, want.Prometheus)
+		}
+		points := checkMetric(t, "self", want, have)
+		if len(points) != 2 || have.Sum().DataPoints().At(0).StartTimestamp().AsTime() != fixture.Now.UTC() {
+			t.Errorf("%s has %d points", want.Name, len(points))
+		}
+		for _, p := range points {
+			for _, a := range want.Attributes {
+				if v, _ := p.Get(a); p.Len() != len(want.Attributes) || v.Str() != a {
+					t.Errorf("%s has the attributes %v, want %v", want.Name, p.AsRaw(), want.Attributes)
+				}
+			}
 		}
 	}
 }

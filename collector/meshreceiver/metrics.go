@@ -8,13 +8,18 @@ import (
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/collector/edge"
+	"github.com/sidelight-mesh/sidelight/collector/self"
 )
 
 // newMetrics makes cumulative metrics of a snapshot. A backend that spells names the Prometheus way arrives at the names and
 // labels of /metrics.
 func newMetrics(settings *Settings, snapshot edge.Snapshot, now time.Time) pmetric.Metrics {
 	metrics := pmetric.NewMetrics()
-	if len(snapshot.Edges) == 0 {
+	var own self.Reading
+	if settings.Self != nil {
+		own = settings.Self()
+	}
+	if len(snapshot.Edges) == 0 && len(own.Values) == 0 {
 		return metrics
 	}
 	resource := metrics.ResourceMetrics().AppendEmpty()
@@ -43,6 +48,7 @@ func newMetrics(settings *Settings, snapshot edge.Snapshot, now time.Time) pmetr
 	b.histogram("sidelight.tcp.first_byte.duration", clients(func(s *edge.Sums) *edge.Histogram { return &s.FirstByteDuration }))
 	b.histogram("sidelight.tcp.connection.duration", each(func(s *edge.Sums) *edge.Histogram { return &s.ConnectionDuration }))
 	b.histogram("sidelight.tcp.rtt", each(func(s *edge.Sums) *edge.Histogram { return &s.RTT }))
+	appendSelf(scope.Metrics(), own, b.now)
 	// Backends complain of a metric without a point, such as failures while there are none.
 	scope.Metrics().RemoveIf(func(m pmetric.Metric) bool {
 		switch m.Type() {
@@ -79,6 +85,7 @@ func (b *builder) metric(name, unit string) pmetric.Metric {
 	m := b.scope.AppendEmpty()
 	m.SetName(name)
 	m.SetUnit(unit)
+	m.SetDescription(descriptions[name])
 	return m
 }
 

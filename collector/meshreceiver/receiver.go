@@ -15,9 +15,18 @@ import (
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
 )
 
-// Dropped counts what the receiver of this process gave up on, because the pipeline said that it is no use or because the
-// pipeline was shut down while it refused. Safe for concurrent use.
-var Dropped struct{ Logs, Spans, DataPoints atomic.Uint64 }
+// Count is of what the receiver of this process did. Safe for concurrent use.
+type Count struct{ Logs, Spans, DataPoints atomic.Uint64 }
+
+var (
+	// HandedOn counts what a pipeline took.
+	HandedOn Count
+	// Dropped counts what the receiver gave up on, because the pipeline said that it is no use or because the pipeline was shut down
+	// while it refused.
+	Dropped Count
+	// Unused counts records of a signal that no pipeline of the configuration wants.
+	Unused Count
+)
 
 // meshReceiver is started and stopped once for each signal that uses it; the first start and the first stop count.
 type meshReceiver struct {
@@ -61,8 +70,11 @@ func (r *meshReceiver) Start(context.Context, component.Host) error {
 		var ctx context.Context
 		ctx, r.cancel = context.WithCancel(context.Background())
 		ended := make(chan struct{})
+		var records sync.WaitGroup
+		records.Go(func() { r.runLogs(ctx) })
+		records.Go(func() { r.runTraces(ctx) })
 		r.wg.Go(func() {
-			r.runRecords(ctx)
+			records.Wait()
 			close(ended)
 		})
 		r.wg.Go(func() {
@@ -86,39 +98,61 @@ func (r *meshReceiver) Shutdown(context.Context) error {
 	return nil
 }
 
-func (r *meshReceiver) runRecords(ctx context.Context) {
+func (r *meshReceiver) runLogs(ctx context.Context) {
+	run(ctx, r.settings.Source.Logs(), func(batches [][]enrich.Record, records int) {
+		if r.nextLogs == nil {
+			Unused.Logs.Add(uint64(records))
+			return
+		}
+		logs := newLogs(&r.settings, batches)
+		// Counted now: what was handed on is the pipeline's, also when it refuses it.
+		count := &HandedOn
+		records = logs.LogRecordCount()
+		if records > 0 && !r.deliver("logs", func(ctx context.Context) error { return r.nextLogs.ConsumeLogs(ctx, logs) }) {
+			count = &Dropped
+		}
+		count.Logs.Add(uint64(records))
+	})
+}
+
+func (r *meshReceiver) runTraces(ctx context.Context) {
+	run(ctx, r.settings.Source.Traces(), func(batches [][]enrich.Record, records int) {
+		if r.nextTraces == nil {
+			Unused.Spans.Add(uint64(records))
+			return
+		}
+		traces := newTraces(&r.settings, batches)
+		count := &HandedOn
+		records = traces.SpanCount()
+		if records > 0 && !r.deliver("traces", func(ctx context.Context) error { return r.nextTraces.ConsumeTraces(ctx, traces) }) {
+			count = &Dropped
+		}
+		count.Spans.Add(uint64(records))
+	})
+}
+
+// most is how many records go to a pipeline at once, or one batch: what gathered while it refused is to fit into its queue.
+const most = 8192
+
+// run hands on what a signal's records hold until there will be no more, and waits where the pipeline refuses; the other signal
+// does not notice.
+func run(ctx context.Context, records Records, handOn func(batches [][]enrich.Record, records int)) {
 	for {
-		batches, ok := r.settings.Source.Next(ctx)
+		batches, ok := records.Next(ctx)
 		if !ok {
 			return
 		}
-		r.consume(batches)
-	}
-}
-
-// consume gives each signal what the batches hold, and returns when both have taken it or given up.
-func (r *meshReceiver) consume(batches [][]enrich.Record) {
-	var wg sync.WaitGroup
-	if r.nextLogs != nil {
-		wg.Go(func() {
-			logs := newLogs(&r.settings, batches)
-			// Counted now: what was handed on is the pipeline's, also when it refuses it.
-			count := logs.LogRecordCount()
-			if count > 0 && !r.deliver("logs", func(ctx context.Context) error { return r.nextLogs.ConsumeLogs(ctx, logs) }) {
-				Dropped.Logs.Add(uint64(count))
+		for len(batches) > 0 {
+			n, size := 1, len(batches[0])
+			for n < len(batches) && size+len(batches[n]) <= most {
+				size += len(batches[n])
+				n++
 			}
-		})
+			handOn(batches[:n], size)
+			records.Done(size)
+			batches = batches[n:]
+		}
 	}
-	if r.nextTraces != nil {
-		wg.Go(func() {
-			traces := newTraces(&r.settings, batches)
-			count := traces.SpanCount()
-			if count > 0 && !r.deliver("traces", func(ctx context.Context) error { return r.nextTraces.ConsumeTraces(ctx, traces) }) {
-				Dropped.Spans.Add(uint64(count))
-			}
-		})
-	}
-	wg.Wait()
 }
 
 // runMetrics reports once more when there will be no more records: then the sums are final.
@@ -146,10 +180,12 @@ func (r *meshReceiver) report(now time.Time) {
 		return
 	}
 	// The next report repeats all of it: sums are cumulative.
-	if err := r.nextMetrics.ConsumeMetrics(context.Background(), metrics); err != nil {
+	if err := r.nextMetrics.ConsumeMetrics(delivery(), metrics); err != nil {
 		Dropped.DataPoints.Add(uint64(points))
 		r.logger.Warn("Metrics refused by the pipeline", zap.Error(err))
+		return
 	}
+	HandedOn.DataPoints.Add(uint64(points))
 }
 
 // Pauses between tries, while a memory limiter or a full queue refuses. The source's bounded queue fills up meanwhile.
@@ -161,7 +197,7 @@ const (
 // deliver tries until the data is taken, the error is a permanent one, or the receiver stops.
 func (r *meshReceiver) deliver(signal string, consume func(context.Context) error) bool {
 	for pause := firstPause; ; pause = min(2*pause, mostPause) {
-		err := consume(context.Background())
+		err := consume(delivery())
 		if err == nil {
 			return true
 		}
@@ -176,7 +212,7 @@ func (r *meshReceiver) deliver(signal string, consume func(context.Context) erro
 		case <-time.After(pause):
 		case <-r.stopping:
 			// One last try: Shutdown may have come between.
-			return consume(context.Background()) == nil
+			return consume(delivery()) == nil
 		}
 	}
 }

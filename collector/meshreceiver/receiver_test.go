@@ -28,13 +28,23 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// source is what the agent has: a queue and a table.
+// source is what the agent has: a queue for each signal, and a table.
 type source struct {
-	*queue.Queue
-	table *edge.Table
+	logs, traces *queue.Queue
+	table        *edge.Table
 }
 
-func newSource() source { return source{queue.New(1 << 16), edge.NewTable(100)} }
+func newSource() source { return source{queue.New(1 << 16), queue.New(1 << 16), edge.NewTable(100)} }
+
+func (s source) Logs() Records { return s.logs }
+
+func (s source) Traces() Records { return s.traces }
+
+// Close says that there will be no more.
+func (s source) Close() {
+	s.logs.Close()
+	s.traces.Close()
+}
 
 func (s source) Edges() edge.Snapshot { return s.table.Snapshot() }
 
@@ -44,7 +54,8 @@ func (s source) give(first, n int) {
 	for i := range batch {
 		batch[i] = finishedConnection(uint32(first + i))
 	}
-	s.Consume(batch)
+	s.logs.Consume(batch)
+	s.traces.Consume(batch)
 	s.table.Consume(batch)
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,6 +15,8 @@ import (
 	"go.opentelemetry.io/collector/consumer/consumererror"
 	"go.opentelemetry.io/collector/pdata/plog"
 	"go.opentelemetry.io/collector/pdata/ptrace"
+
+	"github.com/sidelight-mesh/sidelight/collector/queue"
 )
 
 // picky is a pipeline for logs and traces that refuses. It wants to be asked by one goroutine a signal at a time.
@@ -159,5 +162,93 @@ func TestShutdownDoesNotWaitForAPipelineThatRefuses(t *testing.T) {
 		if logs, spans := lost(); logs != 7 || spans != 7 {
 			t.Errorf("%d log records and %d spans counted as dropped, want 7 each", logs, spans)
 		}
+	})
+}
+
+// TestASignalThatIsRefusedDoesNotHoldUpTheOther, and what finds no room meanwhile is counted for it alone.
+func TestASignalThatIsRefusedDoesNotHoldUpTheOther(t *testing.T) {
+	for _, refused := range []string{"logs", "traces"} {
+		synctest.Test(t, func(t *testing.T) {
+			const room, n = 50, 80
+			var full atomic.Bool
+			full.Store(true)
+			p := &picky{refuse: func(signal string) error {
+				if full.Load() && signal == refused {
+					return errors.New("full")
+				}
+				return nil
+			}}
+			s := newSource()
+			s.logs, s.traces = queue.New(room), queue.New(room)
+			components := create(t, withSource(s), component.NewID(Type), consumers{logs: p, traces: p})
+			start(t, components)
+			for i := range n {
+				s.give(i, 1)
+				synctest.Wait()
+			}
+			// The first is in the hands of the receiver, and the next ones in the queue.
+			queues := map[string]*queue.Queue{"logs": s.logs, "traces": s.traces}
+			p.mu.Lock()
+			got := map[string]int{"logs": len(collectedLogs(p.logs)), "traces": len(collectedSpans(p.traces))}
+			p.mu.Unlock()
+			for signal, q := range queues {
+				arrived, dropped, waiting := n, 0, 0
+				if signal == refused {
+					arrived, dropped, waiting = 0, n-room-1, room+1
+				}
+				if got[signal] != arrived || q.Dropped() != uint64(dropped) || q.Waiting() != waiting {
+					t.Errorf("%s refused: %s: %d arrived, %d dropped, %d wait; want %d, %d, %d", refused, signal, got[signal], q.Dropped(), q.Waiting(),
+						arrived, dropped, waiting)
+				}
+			}
+			full.Store(false)
+			elapse(time.Minute)
+			if got := min(len(collectedLogs(p.logs)), len(collectedSpans(p.traces))); got != room+1 || s.logs.Waiting()+s.traces.Waiting() != 0 {
+				t.Errorf("%s refused for a while: %d arrived, want %d", refused, got, room+1)
+			}
+			shutdown(t, components)
+		})
+	}
+}
+
+// TestWhatGatheredGoesOnInParts: one request of all that waited would not fit into the queue of an exporter.
+func TestWhatGatheredGoesOnInParts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &picky{refuse: func(string) error { return nil }}
+		s := newSource()
+		for i := range 5 {
+			s.give(i*3000, 3000)
+		}
+		s.give(15000, 10000)
+		components := create(t, withSource(s), component.NewID(Type), consumers{logs: p, traces: p})
+		start(t, components)
+		synctest.Wait()
+		var parts []int
+		for _, logs := range p.logs {
+			parts = append(parts, logs.LogRecordCount())
+		}
+		if !slices.Equal(parts, []int{6000, 6000, 3000, 10000}) || !slices.Equal(collectedLogs(p.logs), uids(25000)) {
+			t.Errorf("parts %v", parts)
+		}
+		shutdown(t, components)
+	})
+}
+
+// TestEverythingIsHandedOnDroppedOrUnused adds up what the receiver did.
+func TestEverythingIsHandedOnDroppedOrUnused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		before := [3]uint64{HandedOn.Logs.Load(), HandedOn.Spans.Load(), Unused.Spans.Load()}
+		s := newSource()
+		components := create(t, withSource(s), component.NewID(Type), consumers{logs: &picky{refuse: func(string) error { return nil }}})
+		start(t, components)
+		s.give(0, 7)
+		synctest.Wait()
+		if got := [3]uint64{HandedOn.Logs.Load() - before[0], HandedOn.Spans.Load() - before[1], Unused.Spans.Load() - before[2]}; got != [3]uint64{7, 0, 7} {
+			t.Errorf("logs handed on, spans handed on, spans unused: %v; want 7, 0, 7", got)
+		}
+		if s.logs.Waiting() != 0 || s.traces.Waiting() != 0 {
+			t.Errorf("%d and %d wait", s.logs.Waiting(), s.traces.Waiting())
+		}
+		shutdown(t, components)
 	})
 }

@@ -40,7 +40,6 @@ type View struct {
 	open, connecting, oldest                                    *prometheus.Desc
 	sent, received, retransmits, synRetransmits                 *prometheus.Desc
 	connectDuration, firstByteDuration, connectionDuration, rtt *prometheus.Desc
-	folded                                                      *prometheus.Desc
 }
 
 // New returns a view. The clock dates exemplars.
@@ -63,8 +62,6 @@ func New(edges func() edge.Snapshot, clock func() connection.Clock) *View {
 		firstByteDuration:  desc("first_byte_duration_seconds", "Time from the end of the handshake to the first byte received, of connections that ended; clients only."),
 		connectionDuration: desc("connection_duration_seconds", "Life of connections that ended, from connect() or accept to the end of TCP."),
 		rtt:                desc("rtt_seconds", "Smoothed round-trip time at the end of connections."),
-		folded: prometheus.NewDesc("sidelight_self_edges_folded_total",
-			"Records that went to the overflow edge, because max_edges was reached. The sums of the overflow edge are exact.", nil, nil),
 	}
 }
 
@@ -72,7 +69,7 @@ func New(edges func() edge.Snapshot, clock func() connection.Clock) *View {
 func (v *View) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		v.attempts, v.established, v.adopted, v.failures, v.closed, v.open, v.connecting, v.oldest, v.sent, v.received, v.retransmits,
-		v.synRetransmits, v.connectDuration, v.firstByteDuration, v.connectionDuration, v.rtt, v.folded,
+		v.synRetransmits, v.connectDuration, v.firstByteDuration, v.connectionDuration, v.rtt,
 	} {
 		ch <- d
 	}
@@ -82,7 +79,6 @@ func (v *View) Describe(ch chan<- *prometheus.Desc) {
 func (v *View) Collect(ch chan<- prometheus.Metric) {
 	snapshot := v.edges()
 	clock := v.clock()
-	ch <- prometheus.MustNewConstMetric(v.folded, prometheus.CounterValue, float64(snapshot.Folded))
 	for i := range snapshot.Edges {
 		e := &snapshot.Edges[i]
 		values, s := labelValues(e.Key), &e.Sums
@@ -219,6 +215,3 @@ func exemplarProto(x edge.Exemplar, clock connection.Clock) *dto.Exemplar {
 		Timestamp: timestamppb.New(time.Unix(0, clock.WallNS(x.AtNS))),
 	}
 }
-
-// Dropped is the metric of everything that can be lost anywhere, for whoever knows the counts.
-var Dropped = prometheus.NewDesc("sidelight_dropped_total", "What was lost, by the stage that lost it.", []string{"stage", "kind"}, nil)

@@ -2,8 +2,10 @@ package promview
 
 import (
 	"bytes"
+	"errors"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -18,6 +20,7 @@ import (
 	"github.com/sidelight-mesh/sidelight/collector/edge"
 	"github.com/sidelight-mesh/sidelight/collector/internal/fixture"
 	"github.com/sidelight-mesh/sidelight/collector/meshreceiver/metadata"
+	"github.com/sidelight-mesh/sidelight/collector/self"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -104,17 +107,20 @@ func TestFamiliesAreThoseOfTheTable(t *testing.T) {
 	for _, m := range table.Metrics {
 		want[m.Prometheus] = family{kinds[m.Kind], m.Description, table.Labels(&m)}
 	}
-	for _, m := range table.PrometheusOnly {
-		want[m.Prometheus] = family{kinds[m.Kind], m.Description, m.Labels}
+	for _, m := range table.SelfMetrics {
+		var labels []string
+		for _, a := range m.Attributes {
+			labels = append(labels, strings.ReplaceAll(a, ".", "_"))
+		}
+		want[m.Prometheus] = family{kinds[m.Kind], m.Description, labels}
 	}
 	registry := prometheus.NewPedanticRegistry()
 	input := fixture.Load(t, "testdata/edges/records.yaml")
 	edges := edge.NewTable(input.MaxEdges)
 	edges.Consume(input.Records)
 	registry.MustRegister(New(edges.Snapshot, clock))
-	drops := prometheus.NewRegistry()
-	drops.MustRegister(drop{})
-	families, err := prometheus.Gatherers{registry, drops}.Gather()
+	registry.MustRegister(NewSelf(one))
+	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,13 +205,6 @@ func TestNothingIsCopiedWhileNobodyScrapes(t *testing.T) {
 	}
 }
 
-func TestAnEmptyTableShowsWhatWasFolded(t *testing.T) {
-	got := string(text(t, gather(t, New(func() edge.Snapshot { return edge.Snapshot{Folded: 7} }, clock)), expfmt.NewFormat(expfmt.TypeTextPlain)))
-	if !strings.Contains(got, "\nsidelight_self_edges_folded_total 7\n") || strings.Contains(got, "sidelight_tcp_") {
-		t.Errorf("scraped:\n%s", got)
-	}
-}
-
 func TestScrapesWhileTheTableGrows(t *testing.T) {
 	input := fixture.Load(t, "testdata/edges/records.yaml")
 	table := edge.NewTable(2)
@@ -229,11 +228,35 @@ func TestScrapesWhileTheTableGrows(t *testing.T) {
 	wg.Wait()
 }
 
-// drop is a sample of what is lost.
-type drop struct{}
+// one has a value of each metric.
+func one() self.Reading {
+	reading := self.Reading{Since: fixture.Now}
+	for i, m := range self.Metrics() {
+		reading.Values = append(reading.Values, m.Of(float64(i), m.Attributes...))
+	}
+	return reading
+}
 
-func (drop) Describe(ch chan<- *prometheus.Desc) { ch <- Dropped }
-
-func (drop) Collect(ch chan<- prometheus.Metric) {
-	ch <- prometheus.MustNewConstMetric(Dropped, prometheus.CounterValue, 0, "stage", "kind")
+func TestSelfShowsWhatIsRead(t *testing.T) {
+	reading := one()
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(NewSelf(func() self.Reading { return reading }))
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := string(text(t, families, expfmt.NewFormat(expfmt.TypeTextPlain)))
+	for i, m := range self.Metrics() {
+		if !strings.Contains(got, "\n"+m.Prometheus) || !strings.Contains(got, " "+strconv.Itoa(i)+"\n") {
+			t.Errorf("%s is not %d in:\n%s", m.Prometheus, i, got)
+		}
+	}
+	problems, err := promlint.NewWithMetricFamilies(families).Lint()
+	if err != nil || len(problems) != 0 {
+		t.Errorf("lint: %v, %v", problems, err)
+	}
+	reading.Err = errors.New("no account")
+	if _, err := registry.Gather(); err == nil || !strings.Contains(err.Error(), "no account") {
+		t.Errorf("error %v, want the reading's", err)
+	}
 }

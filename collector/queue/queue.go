@@ -5,8 +5,29 @@ import (
 	"context"
 	"sync"
 
+	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
 )
+
+// Finished returns the records of connections that ended. It is the batch itself if all of them are.
+func Finished(batch []enrich.Record) []enrich.Record {
+	n := 0
+	for i := range batch {
+		if batch[i].Event.Kind == connection.Close {
+			n++
+		}
+	}
+	if n == len(batch) {
+		return batch
+	}
+	finished := make([]enrich.Record, 0, n)
+	for i := range batch {
+		if batch[i].Event.Kind == connection.Close {
+			finished = append(finished, batch[i])
+		}
+	}
+	return finished
+}
 
 // Queue is bounded by the number of records. What does not fit is dropped and counted, the newest first. Safe for concurrent
 // use.
@@ -19,8 +40,13 @@ type Queue struct {
 	mu      sync.Mutex
 	batches [][]enrich.Record
 	records int
+	held    int // records that Next gave and Done did not hear of
 	dropped uint64
 	closed  bool
+
+	fair bool
+	// shares counts the records in the queue by workload, while more than half of it is used; nil else.
+	shares map[*enrich.Workload]int
 }
 
 // New returns a queue of at most limit records.
@@ -33,6 +59,14 @@ func New(limit int) *Queue {
 // Wait makes Consume wait for room rather than drop: for a source that is not in a hurry. To be called before all else.
 func (q *Queue) Wait() { q.waits = true }
 
+// NewFair returns a queue in which one workload cannot take the room of all others: its second half is for those that hold less than
+// an equal part of it. Of a batch what has a right to the room goes in.
+func NewFair(limit int) *Queue {
+	q := New(limit)
+	q.fair = true
+	return q
+}
+
 // Consume puts a batch in, whole or not at all: it makes the queue a pipeline.Sink.
 func (q *Queue) Consume(batch []enrich.Record) {
 	q.mu.Lock()
@@ -40,6 +74,14 @@ func (q *Queue) Consume(batch []enrich.Record) {
 	// A batch that is larger than the queue goes in alone.
 	for q.waits && !q.closed && q.records > 0 && q.records+len(batch) > q.limit {
 		q.room.Wait()
+	}
+	if q.fair && !q.waits && !q.closed && q.records+len(batch) > q.limit/2 {
+		offered := len(batch)
+		batch = q.admit(batch)
+		q.dropped += uint64(offered - len(batch))
+		if len(batch) == 0 {
+			return
+		}
 	}
 	if q.closed || !q.waits && q.records+len(batch) > q.limit {
 		q.dropped += uint64(len(batch))
@@ -50,7 +92,44 @@ func (q *Queue) Consume(batch []enrich.Record) {
 	q.signal()
 }
 
-// Next takes out everything that waits, and waits itself for at least one batch. After Close it gives what is left and then
+// admit returns the records of a batch that have a right to the room that is left. It is the batch itself if all of them have.
+func (q *Queue) admit(batch []enrich.Record) []enrich.Record {
+	if q.shares == nil {
+		q.shares = make(map[*enrich.Workload]int)
+		for _, b := range q.batches {
+			for i := range b {
+				q.shares[b[i].Identity.Local]++
+			}
+		}
+	}
+	room, refused := q.limit-q.records, 0
+	var admitted []enrich.Record
+	for i := range batch {
+		w := batch[i].Identity.Local
+		held := q.shares[w]
+		others := len(q.shares)
+		if held == 0 {
+			others++
+		}
+		if used := i - refused; used < room && (q.records+used < q.limit/2 || held < max(1, q.limit/2/others)) {
+			q.shares[w] = held + 1
+			if refused > 0 {
+				admitted = append(admitted, batch[i])
+			}
+			continue
+		}
+		if refused == 0 {
+			admitted = append(make([]enrich.Record, 0, len(batch)), batch[:i]...)
+		}
+		refused++
+	}
+	if refused == 0 {
+		return batch
+	}
+	return admitted
+}
+
+// Next takes out everything that waits, and waits itself for at least one batch. Until Done it still counts as waiting. After Close it gives what is left and then
 // false; when the context ends, false.
 func (q *Queue) Next(ctx context.Context) ([][]enrich.Record, bool) {
 	for {
@@ -58,7 +137,8 @@ func (q *Queue) Next(ctx context.Context) ([][]enrich.Record, bool) {
 		ended := ctx.Err() != nil
 		q.mu.Lock()
 		batches, closed := q.batches, q.closed
-		q.batches, q.records = nil, 0
+		q.held += q.records
+		q.batches, q.records, q.shares = nil, 0, nil
 		q.room.Broadcast()
 		q.mu.Unlock()
 		switch {
@@ -77,6 +157,13 @@ func (q *Queue) Next(ctx context.Context) ([][]enrich.Record, bool) {
 	}
 }
 
+// Done says that so many records of what Next gave are counted elsewhere.
+func (q *Queue) Done(records int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.held -= records
+}
+
 // Close makes Next end once the queue is empty. What comes later is dropped and counted. Safe twice.
 func (q *Queue) Close() {
 	q.mu.Lock()
@@ -93,7 +180,14 @@ func (q *Queue) Dropped() uint64 {
 	return q.dropped
 }
 
-// Len is the number of records that wait.
+// Waiting is the number of records that nobody is done with: those in the queue and those that Next gave.
+func (q *Queue) Waiting() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.records + q.held
+}
+
+// Len is the number of records that wait in the queue.
 func (q *Queue) Len() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -271,3 +271,16 @@ func TestWait(t *testing.T) {
 		t.Errorf("%d were dropped at the end, want 2", q.Dropped())
 	}
 }
+
+func TestWhatNextGaveWaitsUntilDone(t *testing.T) {
+	q := New(5)
+	q.Consume(batch(1, 2, 3))
+	if _, ok := q.Next(t.Context()); !ok || q.Waiting() != 3 || q.Len() != 0 {
+		t.Errorf("%d wait, %d in the queue; want 3 and none", q.Waiting(), q.Len())
+	}
+	q.Consume(numbered(4, 5)) // there is room for as many as ever
+	q.Done(2)
+	if q.Waiting() != 6 || q.Dropped() != 0 {
+		t.Errorf("%d wait, %d dropped; want 6 and none", q.Waiting(), q.Dropped())
+	}
+}

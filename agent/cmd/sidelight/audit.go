@@ -16,18 +16,36 @@ import (
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/agent/datapath"
 	"github.com/sidelight-mesh/sidelight/collector/embedded"
+	"github.com/sidelight-mesh/sidelight/collector/meshreceiver"
 )
 
-// auditReport is what "sidelight audit" shows: the account, and what became of the close events that were read.
+// auditReport is what "sidelight audit" shows: the account, and what became of the close events that were read. Its Unaccounted is of
+// all of it.
 type auditReport struct {
 	account.Account
-	AccessLog *auditLog                 `json:"access_log,omitempty"`
-	Export    map[string]embedded.Stats `json:"export,omitempty"` // by signal
+	AccessLog *auditWay                 `json:"access_log,omitempty"`
+	Receiver  map[string]*auditWay      `json:"receiver,omitempty"` // by signal
+	Export    map[string]embedded.Stats `json:"export,omitempty"`   // by signal
 }
 
-type auditLog struct {
-	Lines   uint64 `json:"lines"`
+// auditWay is what became of the close events on one way out of the agent.
+type auditWay struct {
+	// Written are lines of the access log, or what the pipeline took.
+	Written uint64 `json:"written"`
+	Waiting uint64 `json:"waiting"`
 	Dropped uint64 `json:"dropped"`
+	// Unused are records of a signal that no pipeline wants.
+	Unused      uint64 `json:"unused,omitempty"`
+	Unaccounted uint64 `json:"unaccounted"`
+}
+
+// newWay holds a way against the number of close events that went there. They were counted before the rest was read, and the rest in the
+// order of the way: so what moves meanwhile is there twice rather than missing.
+func newWay(closes uint64, w auditWay) *auditWay {
+	if have := w.Written + w.Waiting + w.Dropped + w.Unused; closes > have {
+		w.Unaccounted = closes - have
+	}
+	return &w
 }
 
 func auditCommand() *cobra.Command {
@@ -103,12 +121,20 @@ func printAudit(out io.Writer, r *auditReport) {
 	fmt.Fprintf(out, "without room  %d closes kept as sums of their edge, %d as totals\n", k.Aggregated, k.Totalled)
 	fmt.Fprintf(out, "end only      %d for want of storage\n", k.StorageFailed[client]+k.StorageFailed[server])
 	fmt.Fprintf(out, "not followed  %d that began before and were not adopted\n", k.AdoptFailed+k.UntrackedClosed)
-	if r.AccessLog != nil {
-		fmt.Fprintf(out, "access log    %d lines, %d dropped\n", r.AccessLog.Lines, r.AccessLog.Dropped)
+	if l := r.AccessLog; l != nil {
+		fmt.Fprintf(out, "access log    %d logged = %d lines + %d dropped + %d waiting\n", l.Written+l.Dropped+l.Waiting, l.Written, l.Dropped, l.Waiting)
 	}
 	for _, signal := range []string{"logs", "traces", "metrics"} {
+		if w := r.Receiver[signal]; w != nil {
+			fmt.Fprintf(out, "%-13s %d logged = %d handed to the pipeline + %d dropped + %d waiting\n", signal,
+				w.Written+w.Dropped+w.Waiting, w.Written, w.Dropped, w.Waiting)
+		}
 		if s, ok := r.Export[signal]; ok {
-			fmt.Fprintf(out, "%-13s %d exported, %d queued, %d rejected\n", signal, s.Sent, s.Queued, s.Failed)
+			earlier := ""
+			if s.Carried > 0 {
+				earlier = fmt.Sprintf(" + %d queued by an earlier run", s.Carried)
+			}
+			fmt.Fprintf(out, "%-13s %d taken%s = %d exported + %d queued + %d rejected\n", signal, s.Taken, earlier, s.Sent, s.Queued, s.Rejected+s.Failed)
 		}
 	}
 	fmt.Fprintf(out, "unaccounted   %d\n", r.Unaccounted)
@@ -117,22 +143,58 @@ func printAudit(out io.Writer, r *auditReport) {
 func (n *node) serveAudit(w http.ResponseWriter, request *http.Request) {
 	ctx, cancel := context.WithTimeout(request.Context(), auditTime)
 	defer cancel()
-	a, err := n.audit(ctx)
+	report, err := n.report(ctx)
 	if err != nil {
 		http.Error(w, errors.Join(errors.New("audit"), err).Error(), http.StatusServiceUnavailable)
 		return
-	}
-	report := auditReport{Account: a}
-	if n.log != nil {
-		report.AccessLog = &auditLog{Lines: n.log.Lines(), Dropped: n.log.Dropped()}
-	}
-	if n.collector != nil {
-		report.Export = n.collector.Stats()
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(report) // who asked is gone
 }
 
+// report is the audit with the ways out of the agent. Safe for concurrent use while run runs.
+func (n *node) report(ctx context.Context) (*auditReport, error) {
+	// Before the ring is drained: what was decoded by now has been handed to the sinks when it is.
+	closes := n.stats.Decoded[connection.Close].Load()
+	a, err := n.audit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r := &auditReport{Account: a}
+	if n.log != nil {
+		waiting := uint64(n.log.Waiting())
+		r.AccessLog = newWay(closes, auditWay{Waiting: waiting, Written: n.log.Lines(), Dropped: n.log.Dropped()})
+		r.Unaccounted += r.AccessLog.Unaccounted
+	}
+	if n.collector == nil {
+		return r, nil
+	}
+	logs, spans := uint64(n.records.logs.Waiting()), uint64(n.records.traces.Waiting())
+	r.Receiver = map[string]*auditWay{
+		"logs": newWay(closes, auditWay{
+			Waiting: logs, Written: meshreceiver.HandedOn.Logs.Load(), Unused: meshreceiver.Unused.Logs.Load(),
+			Dropped: meshreceiver.Dropped.Logs.Load() + n.records.logs.Dropped(),
+		}),
+		"traces": newWay(closes, auditWay{
+			Waiting: spans, Written: meshreceiver.HandedOn.Spans.Load(), Unused: meshreceiver.Unused.Spans.Load(),
+			Dropped: meshreceiver.Dropped.Spans.Load() + n.records.traces.Dropped(),
+		}),
+	}
+	r.Export = n.collector.Stats()
+	for signal, w := range r.Receiver {
+		// What the receiver handed on before is what the exporters took, unless there are processors that keep, drop or divide.
+		if taken := uint64(r.Export[signal].Taken); n.builtIn && w.Written > taken {
+			w.Unaccounted += w.Written - taken
+		}
+		r.Unaccounted += w.Unaccounted
+	}
+	for _, s := range r.Export {
+		r.Unaccounted += uint64(s.Unaccounted)
+	}
+	return r, nil
+}
+
+// audit drains the ring and compares what the kernel counted with what user space did. Safe for concurrent use while run runs.
 func (n *node) audit(ctx context.Context) (account.Account, error) {
 	return n.kernelSide.audit(ctx, n.pipeline.Connections())
 }

@@ -9,6 +9,15 @@ import (
 	"testing"
 )
 
+// TestWayLacks: what was counted in and is nowhere on the way is unaccounted; what is there twice is not.
+func TestWayLacks(t *testing.T) {
+	for closes, want := range map[uint64]uint64{0: 0, 9: 0, 10: 0, 13: 3} {
+		if got := newWay(closes, auditWay{Written: 4, Waiting: 3, Dropped: 2, Unused: 1}).Unaccounted; got != want {
+			t.Errorf("of %d: %d unaccounted, want %d", closes, got, want)
+		}
+	}
+}
+
 // TestAudit asks a running agent, as text and as JSON, and one that is not there.
 func TestAudit(t *testing.T) {
 	needRoot(t)

@@ -115,7 +115,7 @@ func runDemo(ctx context.Context, out io.Writer, duration time.Duration, asJSON 
 
 	socket := filepath.Join(dir, "otlp.sock")
 	d.receiver = embedded.New(embedded.Options{
-		URI: fmt.Sprintf(demoReceiver, socket), OwnTelemetry: true, Version: version(), Logger: logger,
+		URI: fmt.Sprintf(demoReceiver, socket), DiscardMetrics: true, Version: version(), Logger: logger,
 		Exporters: []exporter.Factory{d.sink.Factory()},
 	})
 	if err := d.receiver.Start(ctx); err != nil {

@@ -124,7 +124,7 @@ func (e *scene) checkSubflows(c, s *caller, second netip.Addr, count int, reques
 			ends[l.TraceID] = make(map[string]edgeLine)
 		}
 		ends[l.TraceID][l.Role] = l
-		want := end{l.Role, "ok", l.Sent, l.Received, s.pid, self, "server"}
+		want := end{l.Role, "ok", l.Sent, l.Received, s.pid, ownName, "server"}
 		if l.Role == "client" {
 			sent, received = sent+l.Sent, received+l.Received
 			want.PID, want.Cgroup = c.pid, "client"

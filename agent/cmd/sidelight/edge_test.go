@@ -20,8 +20,8 @@ import (
 // many is how many connections a case makes where it makes sense.
 const many = 50
 
-// self is the executable that a caller is.
-var self = filepath.Base(os.Args[0])
+// ownName is the executable that a caller is.
+var ownName = filepath.Base(os.Args[0])
 
 // Where servers of a case listen.
 var (
@@ -166,11 +166,11 @@ type end struct {
 }
 
 func clientEnd(c *caller, reason string, sent, received int) end {
-	return end{"client", reason, uint64(sent), uint64(received), c.pid, self, "client"}
+	return end{"client", reason, uint64(sent), uint64(received), c.pid, ownName, "client"}
 }
 
 func serverEnd(c *caller, reason string, sent, received int) end {
-	return end{"server", reason, uint64(sent), uint64(received), c.pid, self, "server"}
+	return end{"server", reason, uint64(sent), uint64(received), c.pid, ownName, "server"}
 }
 
 // edgeLine is what these tests read of a line.

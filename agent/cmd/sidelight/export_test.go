@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/collector/exporter"
+	"go.opentelemetry.io/collector/pdata/pmetric"
 
 	"github.com/sidelight-mesh/sidelight/agent/cmd/sidelight/demo"
 	"github.com/sidelight-mesh/sidelight/collector/embedded"
@@ -49,7 +50,7 @@ service:
     traces: {receivers: [otlp], exporters: [terminal]}
   telemetry: {logs: {level: error}}
 `, grpc, http),
-		Exporters: []exporter.Factory{b.Factory()}, OwnTelemetry: true, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Exporters: []exporter.Factory{b.Factory()}, DiscardMetrics: true, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	if err := b.collector.Start(context.Background()); err != nil {
 		t.Fatal(err)
@@ -117,8 +118,38 @@ func TestExport(t *testing.T) {
 			if server.Established != count || server.Closed["ok"] != count || server.SentBytes != count*100 || server.ReceivedBytes != count*(headerBytes+10) {
 				t.Errorf("server edge: %+v", server)
 			}
+			own := ownMetrics(r.Metrics)
+			for name, want := range map[string]float64{
+				"sidelight.accounting.unaccounted": 0, "sidelight.self.access_log.lines": 2 * count, "sidelight.dropped access_log log": 0,
+				"sidelight.dropped ring close": 0, "sidelight.dropped exporter span": 0, "sidelight.self.events.decoded close": 2 * count,
+				"sidelight.self.kernel.connections client attempted": count,
+			} {
+				if got, ok := own[name]; !ok || got != want {
+					t.Errorf("%s is %v (%v) in the last report, want %v", name, got, ok, want)
+				}
+			}
 		})
 	}
+}
+
+// ownMetrics reads what the agent tells of itself, by name and values of attributes. A request can hold several reports, oldest first.
+func ownMetrics(metrics pmetric.Metrics) map[string]float64 {
+	own := make(map[string]float64)
+	for _, report := range metrics.ResourceMetrics().All() {
+		for _, m := range report.ScopeMetrics().At(0).Metrics().All() {
+			if m.Type() != pmetric.MetricTypeSum || strings.HasPrefix(m.Name(), "sidelight.tcp.") {
+				continue
+			}
+			for _, p := range m.Sum().DataPoints().All() {
+				name := m.Name()
+				for _, v := range p.Attributes().All() {
+					name += " " + v.Str()
+				}
+				own[name] = p.DoubleValue() + float64(p.IntValue())
+			}
+		}
+	}
+	return own
 }
 
 // TestBackendDown makes 10,000 connections while the backend is down, the agent restarted halfway, then starts the backend: every
@@ -153,6 +184,19 @@ func TestBackendDown(t *testing.T) {
 	eventuallyWithin(t, time.Minute, "everything that waited", func() error {
 		if r := b.Received(); r.UniqueLogs < want || r.Spans < want {
 			return fmt.Errorf("got %d different logs and %d spans, want %d", r.UniqueLogs, r.Spans, want)
+		}
+		return nil
+	})
+	// The exporters were sending before anybody could look how much there was.
+	eventually(t, "an account of what earlier runs left", func() error {
+		report := a.audit()
+		for _, signal := range []string{"logs", "traces"} {
+			if got := report.Export[signal]; got != (embedded.Stats{Carried: want, Sent: want}) {
+				return fmt.Errorf("%s: %+v", signal, got)
+			}
+		}
+		if report.Unaccounted != 0 {
+			return fmt.Errorf("%d unaccounted: %+v", report.Unaccounted, report.Export)
 		}
 		return nil
 	})

@@ -22,8 +22,9 @@ import (
 type node struct {
 	kernelSide
 	outputs
-	config config.Config
-	logger *slog.Logger
+	config  config.Config
+	logger  *slog.Logger
+	started time.Time
 
 	boot     attribute.Boot
 	pipeline *pipeline.Pipeline
@@ -37,7 +38,7 @@ func (e inputError) Unwrap() error { return e.error }
 
 // newNode checks everything that can be checked and takes what it needs, attaching nothing. Every error is an inputError.
 func newNode(ctx context.Context, c config.Config, options collectorOptions, logger *slog.Logger) (*node, error) {
-	n := &node{config: c, logger: logger}
+	n := &node{config: c, logger: logger, started: time.Now()}
 	if err := n.prepare(ctx, options); err != nil {
 		n.release()
 		return nil, inputError{err}
@@ -62,7 +63,7 @@ func (n *node) prepare(ctx context.Context, options collectorOptions) error {
 	}
 	host, _ := os.Hostname() // without a name the attribute is left out
 	if err := n.prepareCollector(ctx, &n.config, options, n.logger, meshreceiver.Settings{
-		Clock: event.MeasureClock, Boot: n.boot, HostName: host,
+		Clock: event.MeasureClock, Boot: n.boot, HostName: host, Self: n.readSelf,
 	}, n.snapshot); err != nil {
 		return err
 	}

@@ -21,24 +21,43 @@ import (
 	"github.com/sidelight-mesh/sidelight/collector/queue"
 )
 
-// recordQueue is how many records may wait for the embedded collector while it refuses them.
+// recordQueue is how many records of each signal may wait for the embedded collector while it refuses them.
 const recordQueue = 1 << 16
+
+// idleReports is how many times an edge is reported after its last record before it may be folded to make room: five minutes by
+// default, so that every scraper has its last sums.
+const idleReports = 30
 
 // outputs are where records go, of run and of replay alike.
 type outputs struct {
 	edges     *edge.Table
 	log       *accesslog.Log // nil if off
-	records   *queue.Queue   // nil without a collector
-	collector *embedded.Collector
+	records   records
+	collector *embedded.Collector // nil without
+	// builtIn says that the collector's configuration is ours: nothing is between the receiver and the exporters that keeps data.
+	builtIn bool
 	// received says that the mesh receiver was started.
 	received atomic.Bool
 	// handedOn is closed when the mesh receiver has given everything to the exporters.
 	handedOn chan struct{}
 }
 
+// records are what waits for the mesh receiver: the same for both signals, each of which reads at its own pace.
+type records struct{ logs, traces *queue.Queue }
+
+func (r records) wait() {
+	r.logs.Wait()
+	r.traces.Wait()
+}
+
+func (r records) close() {
+	r.logs.Close()
+	r.traces.Close()
+}
+
 // open makes the table of edges and opens the access log.
 func (o *outputs) open(c *config.Config, boot attribute.Boot) (err error) {
-	o.edges = edge.NewTable(c.MaxEdges)
+	o.edges = edge.NewTable(c.MaxEdges).FoldAfter(idleReports * c.ReportInterval)
 	if c.AccessLog == "off" {
 		return nil
 	}
@@ -58,11 +77,13 @@ type collectorOptions struct {
 
 // source is the mesh receiver's view of this process.
 type source struct {
-	*queue.Queue
-	edges func() edge.Snapshot
+	records records
+	edges   func() edge.Snapshot
 }
 
-func (s source) Edges() edge.Snapshot { return s.edges() }
+func (s source) Logs() meshreceiver.Records   { return s.records.logs }
+func (s source) Traces() meshreceiver.Records { return s.records.traces }
+func (s source) Edges() edge.Snapshot         { return s.edges() }
 
 // prepareCollector makes the collector that the configuration asks for, if it does, and checks it. It fills in those settings of the
 // mesh receiver that are about the end of its work.
@@ -89,19 +110,20 @@ func (o *outputs) prepareCollector(
 	default:
 		return nil
 	}
-	o.records = queue.New(recordQueue)
+	o.builtIn = options.collectorURI == "" && c.OTelConfig == ""
+	o.records = records{logs: queue.NewFair(recordQueue), traces: queue.NewFair(recordQueue)}
 	o.handedOn = make(chan struct{})
 	mesh.Source = source{o.records, edges}
 	mesh.OnStart = func() { o.received.Store(true) }
 	mesh.OnEnd = sync.OnceFunc(func() { close(o.handedOn) })
 	o.collector = embedded.New(embedded.Options{
-		URI:          uri,
-		Mesh:         mesh,
-		Version:      version(),
-		OwnTelemetry: own,
-		Persistent:   options.collectorURI == "" && c.OTelConfig == "" && !options.transient,
-		Exporters:    options.exporters,
-		Logger:       logger,
+		URI:            uri,
+		Mesh:           mesh,
+		Version:        version(),
+		DiscardMetrics: own,
+		Persistent:     o.builtIn && !options.transient,
+		Exporters:      options.exporters,
+		Logger:         logger,
 	})
 	if err := o.collector.Validate(ctx); err != nil {
 		return fmt.Errorf("check collector configuration: %w", err)
@@ -115,8 +137,8 @@ func (o *outputs) finished() []pipeline.Sink {
 	if o.log != nil {
 		sinks = append(sinks, o.log)
 	}
-	if o.records != nil {
-		sinks = append(sinks, o.records)
+	if o.collector != nil {
+		sinks = append(sinks, o.records.logs, o.records.traces)
 	}
 	return sinks
 }
@@ -127,7 +149,7 @@ func (o *outputs) stopCollector(ctx context.Context, patience time.Duration) (qu
 	if o.collector == nil {
 		return 0, 0, nil
 	}
-	o.records.Close()
+	o.records.close()
 	if !o.received.Load() {
 		close(o.handedOn)
 	}
@@ -138,7 +160,7 @@ func (o *outputs) stopCollector(ctx context.Context, patience time.Duration) (qu
 	case <-ctx.Done():
 	}
 	for _, s := range o.collector.Stats() {
-		failed += s.Failed
+		failed += s.Failed + s.Rejected
 	}
 	if err := o.collector.Shutdown(); err != nil {
 		return queued, failed, fmt.Errorf("stop collector: %w", err)

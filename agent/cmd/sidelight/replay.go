@@ -138,12 +138,13 @@ func (r *replayer) prepare(ctx context.Context, c *config.Config, file, metrics 
 	if r.log != nil {
 		r.log.Wait()
 	}
-	if r.records != nil {
-		r.records.Wait()
+	if r.collector != nil {
+		r.records.wait()
 	}
 	r.replay = recording.NewReplay(r.player, enrich.NewFacts(enrich.NewPeers(peerGroups(c.PeerGroups))), pipeline.Options{
 		Limit: c.MaxConnections, Sinks: []pipeline.Sink{r.edges}, Finished: r.finished(), LossSinks: []pipeline.LossSink{r.edges},
 	})
+	r.edges.Clock(func() time.Duration { return time.Duration(r.replay.Now().UnixNano()) })
 	return nil
 }
 
@@ -160,7 +161,7 @@ func (r *replayer) run(ctx context.Context) error {
 			case <-r.collector.Done():
 			case <-ctx.Done():
 			}
-			r.records.Close()
+			r.records.close()
 		}()
 	}
 	var writing sync.WaitGroup
@@ -236,7 +237,7 @@ func (r *replayer) complete(played error, queued, refused int64) error {
 		fault("the OTLP backend refused %d log records, spans or data points", refused)
 	}
 	dropped := &meshreceiver.Dropped
-	if n := r.records.Dropped() + dropped.Logs.Load() + dropped.Spans.Load() + dropped.DataPoints.Load(); n > 0 {
+	if n := r.records.logs.Dropped() + r.records.traces.Dropped() + dropped.Logs.Load() + dropped.Spans.Load() + dropped.DataPoints.Load(); n > 0 {
 		fault("%d log records, spans or data points were not taken by the collector", n)
 	}
 	if queued > 0 {

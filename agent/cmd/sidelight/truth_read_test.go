@@ -272,7 +272,7 @@ service:
     traces: {receivers: [otlp], exporters: [keeper]}
   telemetry: {logs: {level: error}}
 `, grpc),
-		Exporters: []exporter.Factory{k.factory()}, OwnTelemetry: true, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Exporters: []exporter.Factory{k.factory()}, DiscardMetrics: true, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	if err := c.Start(context.Background()); err != nil {
 		t.Fatal(err)

@@ -14,19 +14,19 @@ import (
 
 // Table is the whole file.
 type Table struct {
-	Type               string             `yaml:"type"`
-	Status             Status             `yaml:"status"`
-	Scope              string             `yaml:"scope"`
-	Requirements       map[string]string  `yaml:"requirements"`
-	ResourceAttributes []Attribute        `yaml:"resource_attributes"`
-	LogLine            []LineField        `yaml:"log_line"`
-	LogEventName       string             `yaml:"log_event_name"`
-	LogAttributes      []Attribute        `yaml:"log_attributes"`
-	Spans              []Span             `yaml:"spans"`
-	SpanEvents         []SpanEvent        `yaml:"span_events"`
-	MetricAttributes   []MetricAttribute  `yaml:"metric_attributes"`
-	Metrics            []Metric           `yaml:"metrics"`
-	PrometheusOnly     []PrometheusMetric `yaml:"prometheus_only"`
+	Type               string            `yaml:"type"`
+	Status             Status            `yaml:"status"`
+	Scope              string            `yaml:"scope"`
+	Requirements       map[string]string `yaml:"requirements"`
+	ResourceAttributes []Attribute       `yaml:"resource_attributes"`
+	LogLine            []LineField       `yaml:"log_line"`
+	LogEventName       string            `yaml:"log_event_name"`
+	LogAttributes      []Attribute       `yaml:"log_attributes"`
+	Spans              []Span            `yaml:"spans"`
+	SpanEvents         []SpanEvent       `yaml:"span_events"`
+	MetricAttributes   []MetricAttribute `yaml:"metric_attributes"`
+	Metrics            []Metric          `yaml:"metrics"`
+	SelfMetrics        []Metric          `yaml:"self_metrics"`
 }
 
 // Status is the component's.
@@ -106,15 +106,6 @@ type Metric struct {
 	Description string    `yaml:"description"`
 	Attributes  []string  `yaml:"attributes"`
 	Bounds      []float64 `yaml:"bounds"` // of a histogram
-}
-
-// PrometheusMetric is a metric on /metrics only.
-type PrometheusMetric struct {
-	Prometheus  string   `yaml:"prometheus"`
-	Kind        string   `yaml:"kind"`
-	Monotonic   bool     `yaml:"monotonic"`
-	Description string   `yaml:"description"`
-	Labels      []string `yaml:"labels"`
 }
 
 // Read reads and checks the table.
@@ -212,8 +203,12 @@ func (t *Table) check() error {
 			fault("metrics: %s: kind %q with %d bounds", m.Name, m.Kind, len(m.Bounds))
 		}
 	}
-	for _, m := range t.PrometheusOnly {
+	for _, m := range t.SelfMetrics {
+		entry(m.Name, m.Description)
 		families(m.Prometheus, m.Description)
+		if !slices.Contains([]string{Sum, UpDown}, m.Kind) || m.Monotonic != (m.Kind == Sum) {
+			fault("self_metrics: %s: kind %q, monotonic: %v", m.Name, m.Kind, m.Monotonic)
+		}
 	}
 	return errors.Join(errs...)
 }

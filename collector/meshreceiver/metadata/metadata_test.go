@@ -20,7 +20,7 @@ func TestReadRefusesWhatAReaderWouldTripOver(t *testing.T) {
 		"metric attribute":  {"metrics: [{name: m, prometheus: m, kind: sum, description: d, attributes: [a]}]", `metrics: m: unknown attribute "a"`},
 		"kind":              {"metrics: [{name: m, prometheus: m, kind: summary, description: d}]", `metrics: m: kind "summary" with 0 bounds`},
 		"histogram":         {"metrics: [{name: m, prometheus: m, kind: histogram, description: d}]", `metrics: m: kind "histogram" with 0 bounds`},
-		"family":            {"metrics: [{name: m, prometheus: p, kind: sum, description: d}]\nprometheus_only: [{prometheus: p, description: d}]", `prometheus names: "p" is there twice`},
+		"family":            {"metrics: [{name: m, prometheus: p, kind: sum, description: d}]\nself_metrics: [{prometheus: p, description: d}]", `prometheus names: "p" is there twice`},
 		"missing file, too": {"", "no such file"},
 	} {
 		path := filepath.Join(t.TempDir(), "metadata.yaml")

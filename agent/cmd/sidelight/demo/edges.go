@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"math"
 	"slices"
+	"strings"
 
 	"go.opentelemetry.io/collector/pdata/pcommon"
 	"go.opentelemetry.io/collector/pdata/pmetric"
@@ -57,7 +58,10 @@ func Edges(metrics pmetric.Metrics) []Edge {
 	for _, resource := range metrics.ResourceMetrics().All() {
 		for _, scope := range resource.ScopeMetrics().All() {
 			for _, metric := range scope.Metrics().All() {
-				readMetric(metric, find)
+				// The others are of the agent itself.
+				if strings.HasPrefix(metric.Name(), "sidelight.tcp.") {
+					readMetric(metric, find)
+				}
 			}
 		}
 	}

@@ -27,6 +27,13 @@ func TestDocumentationIsMadeOfTheTable(t *testing.T) {
 	if !bytes.Equal(got, want) {
 		t.Error("documentation.md is not what metadata.yaml makes: run go generate ./collector/meshreceiver")
 	}
+	source, err := descriptions(table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "descriptions.go")); err != nil || !bytes.Equal(got, source) {
+		t.Errorf("descriptions.go is not what metadata.yaml makes (%v): run go generate ./collector/meshreceiver", err)
+	}
 	for range 10 {
 		if again, err := render(table); err != nil || !bytes.Equal(again, want) {
 			t.Fatalf("the same table makes different pages: %v", err)

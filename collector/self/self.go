@@ -1,0 +1,98 @@
+// Package self has the metrics that the agent tells of itself: one list of values, which /metrics and the mesh receiver both read.
+// Names and meanings stand in collector/meshreceiver/metadata.yaml; a test holds the two together.
+package self
+
+import "time"
+
+// Metric is what its values have in common.
+type Metric struct {
+	Name        string // of OTLP
+	Prometheus  string
+	Counter     bool // it only grows; otherwise it goes up and down
+	Double      bool
+	Unit        string
+	Description string
+	Attributes  []string
+}
+
+// Value is one number of a metric.
+type Value struct {
+	Metric     *Metric
+	Number     float64  // whole numbers are exact up to 2^53
+	Attributes []string // in the order of the metric's
+}
+
+// Of makes a value.
+func (m *Metric) Of(number float64, attributes ...string) Value {
+	return Value{Metric: m, Number: number, Attributes: attributes}
+}
+
+// Reading is all values at one moment.
+type Reading struct {
+	Since  time.Time // when counters began
+	Values []Value
+	// Err says why some are missing.
+	Err error
+}
+
+// Metrics returns every metric there is.
+func Metrics() []*Metric { return all }
+
+var all []*Metric
+
+func define(m Metric) *Metric {
+	all = append(all, &m)
+	return &m
+}
+
+func counter(name, prometheus, unit, description string, attributes ...string) *Metric {
+	return define(Metric{Name: name, Prometheus: prometheus, Counter: true, Unit: unit, Description: description, Attributes: attributes})
+}
+
+func gauge(name, prometheus, unit, description string, attributes ...string) *Metric {
+	return define(Metric{Name: name, Prometheus: prometheus, Unit: unit, Description: description, Attributes: attributes})
+}
+
+// The metrics, in the order of the table.
+var (
+	Dropped = counter("sidelight.dropped", "sidelight_dropped_total", "{item}",
+		"What was lost, by the stage that lost it.", "stage", "kind")
+	Unaccounted = gauge("sidelight.accounting.unaccounted", "sidelight_accounting_unaccounted", "{item}",
+		"Connections and events that the kernel counted and user space never saw, and records that went into a way out and are nowhere on it; losses that were counted aside. Must be 0.")
+	BuildInfo = gauge("sidelight.build.info", "sidelight_build_info", "",
+		"Always 1.", "version", "go.version")
+	Kernel = counter("sidelight.self.kernel.connections", "sidelight_self_kernel_connections_total", "{connection}",
+		"The kernel's own count.", "role", "step")
+	Submitted = counter("sidelight.self.events.submitted", "sidelight_self_events_submitted_total", "{event}",
+		"Events that the kernel put into the ring.", "kind")
+	Decoded = counter("sidelight.self.events.decoded", "sidelight_self_events_decoded_total", "{event}",
+		"Events that were read from the ring and decoded.", "kind")
+	Followed = gauge("sidelight.self.connections.followed", "sidelight_self_connections_followed", "{connection}",
+		"Connections that are open or connecting now, by the kernel's count.")
+	Untracked = counter("sidelight.self.untracked.closed", "sidelight_self_untracked_closed_total", "{connection}",
+		"Closed sockets that the kernel programs had not seen open.")
+	Aggregated = counter("sidelight.self.aggregated.closes", "sidelight_self_aggregated_closes_total", "{event}",
+		"Close events that found no room in the ring and whose sums the kernel kept: by edge, or by role and reason only.", "by")
+	EdgesFolded = counter("sidelight.self.edges.folded", "sidelight_self_edges_folded_total", "{record}",
+		"Records that went to the overflow edge, because max_edges was reached and no edge was idle. The sums of the overflow edge are exact.")
+	EdgesEvicted = counter("sidelight.self.edges.evicted", "sidelight_self_edges_evicted_total", "{edge}",
+		"Edges that went into the overflow edge with all their sums, because nothing happened to them for long and another one needed the room.")
+	Edges = gauge("sidelight.self.edges", "sidelight_self_edges", "{edge}",
+		"Edges that have metrics of their own now, of max_edges at most.")
+	Lines = counter("sidelight.self.access_log.lines", "sidelight_self_access_log_lines_total", "{line}",
+		"Lines written to the access log.")
+	Exported = counter("sidelight.self.exported", "sidelight_self_exported_total", "{item}",
+		"What OTLP backends took and kept: log records, spans, data points.", "signal")
+	Queued = gauge("sidelight.self.export.queue", "sidelight_self_export_queue", "{item}",
+		"What waits for OTLP backends.", "signal")
+	Ring = gauge("sidelight.bpf.ring", "sidelight_bpf_ring_bytes", "By",
+		"Size of the event ring.")
+	Pending = gauge("sidelight.bpf.ring.pending", "sidelight_bpf_ring_pending_bytes", "By",
+		"What waits in the event ring to be read.")
+	Runs = counter("sidelight.bpf.program.runs", "sidelight_bpf_program_runs_total", "{run}",
+		"Runs of a program, counted while kernel.bpf_stats_enabled is set.", "program")
+	RunTime = define(Metric{
+		Name: "sidelight.bpf.program", Prometheus: "sidelight_bpf_program_seconds_total", Counter: true, Double: true, Unit: "s",
+		Description: "Time in a program, measured while kernel.bpf_stats_enabled is set.", Attributes: []string{"program"},
+	})
+)
