@@ -9,6 +9,7 @@ import (
 	"go.opentelemetry.io/collector/component"
 	"go.opentelemetry.io/collector/consumer"
 	"go.opentelemetry.io/collector/consumer/consumererror"
+	"go.opentelemetry.io/collector/pdata/pmetric"
 	"go.opentelemetry.io/collector/receiver"
 	"go.uber.org/zap"
 
@@ -162,30 +163,33 @@ func (r *meshReceiver) runMetrics(ended <-chan struct{}) {
 	for {
 		select {
 		case <-ticker.C:
-			r.report(r.settings.Now())
+			// The next report repeats all of it: sums are cumulative.
+			r.report(func(metrics pmetric.Metrics) bool {
+				err := r.nextMetrics.ConsumeMetrics(delivery(), metrics)
+				if err != nil {
+					r.logger.Warn("Metrics refused by the pipeline", zap.Error(err))
+				}
+				return err == nil
+			})
 		case <-ended:
-			r.report(r.settings.Now())
+			r.report(func(metrics pmetric.Metrics) bool {
+				return r.deliver("metrics", func(ctx context.Context) error { return r.nextMetrics.ConsumeMetrics(ctx, metrics) })
+			})
 			return
 		}
 	}
 }
 
-func (r *meshReceiver) report(now time.Time) {
+func (r *meshReceiver) report(consume func(pmetric.Metrics) bool) {
 	if r.nextMetrics == nil {
 		return
 	}
-	metrics := newMetrics(&r.settings, r.settings.Source.Edges(), now)
-	points := metrics.DataPointCount()
-	if points == 0 {
-		return
+	metrics := newMetrics(&r.settings, r.settings.Source.Edges(), r.settings.Now())
+	count, points := &HandedOn, metrics.DataPointCount()
+	if points > 0 && !consume(metrics) {
+		count = &Dropped
 	}
-	// The next report repeats all of it: sums are cumulative.
-	if err := r.nextMetrics.ConsumeMetrics(delivery(), metrics); err != nil {
-		Dropped.DataPoints.Add(uint64(points))
-		r.logger.Warn("Metrics refused by the pipeline", zap.Error(err))
-		return
-	}
-	HandedOn.DataPoints.Add(uint64(points))
+	count.DataPoints.Add(uint64(points))
 }
 
 // Pauses between tries, while a memory limiter or a full queue refuses. The source's bounded queue fills up meanwhile.

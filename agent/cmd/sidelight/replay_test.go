@@ -9,10 +9,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"unsafe"
 
+	"github.com/sidelight-mesh/sidelight/agent/account"
 	"github.com/sidelight-mesh/sidelight/agent/cmd/sidelight/demo"
 	"github.com/sidelight-mesh/sidelight/agent/event"
 	"github.com/sidelight-mesh/sidelight/bpf"
@@ -167,6 +171,67 @@ func TestReplayUnprivileged(t *testing.T) {
 		var exit *exec.ExitError
 		errors.As(err, &exit)
 		t.Errorf("%v %s:\n%s", err, exit.Stderr, out)
+	}
+}
+
+// TestReplayWaits replays more connections than queues have room for, faster than lines are written: none is dropped.
+func TestReplayWaits(t *testing.T) {
+	const count = 2 * recordQueue
+	path := filepath.Join(t.TempDir(), "test.rec")
+	file, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	writer, err := event.NewWriter(file, event.Header{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := bpf.CloseEvent{Event: bpf.Event{Kind: bpf.Close, Role: bpf.Client, StartNs: 1, ConnectNs: 2, EstablishedNs: 3, EventNs: 4}}
+	raw := unsafe.Slice((*byte)(unsafe.Pointer(&closed)), unsafe.Sizeof(closed))
+	write := func(f *event.Frame) {
+		if err := writer.Write(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range count {
+		closed.Event.Cookie = uint64(i)
+		write(&event.Frame{Kind: event.FrameEvent, Raw: raw})
+		if i%100 == 0 {
+			write(&event.Frame{Kind: event.FrameDrained, AtNS: 5})
+		}
+	}
+	write(&event.Frame{Kind: event.FrameAccount, Account: new(account.Kernel)})
+	if err := writer.End(); err != nil {
+		t.Fatal(err)
+	}
+	collector := filepath.Join(t.TempDir(), "collector.yaml")
+	writeFile(t, collector, `
+receivers: {mesh: {report_interval: 1h}}
+exporters: {debug: {}}
+service:
+  pipelines:
+    logs: {receivers: [mesh], exporters: [debug]}
+    traces: {receivers: [mesh], exporters: [debug]}
+    metrics: {receivers: [mesh], exporters: [debug]}
+  telemetry: {logs: {level: info}}
+`)
+	out, stderr, code := runReplay(t, path, "--otel-config", collector)
+	if n := strings.Count(out, "\n"); n != count || code != 0 {
+		t.Errorf("exit code %d, %d lines, want %d; %s", code, n, count, stderr)
+	}
+	for _, item := range []string{`"log records"`, "spans"} {
+		sum := 0
+		for _, m := range regexp.MustCompile(" "+item+`=(\d+)`).FindAllStringSubmatch(stderr, -1) {
+			n, err := strconv.Atoi(m[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum += n
+		}
+		if sum != count {
+			t.Errorf("%d %s, want %d; %s", sum, item, count, stderr)
+		}
 	}
 }
 
