@@ -366,3 +366,36 @@ func TestRecorderFails(t *testing.T) {
 type failing struct{}
 
 func (failing) Write([]byte) (int, error) { return 0, errors.New("disk full") }
+
+// TestSweepForgets plays a sweep that does not see a connection: whether that is forgotten depends on whether the sweep was whole.
+func TestSweepForgets(t *testing.T) {
+	quiet(t)
+	for whole, want := range map[bool]int64{true: 0, false: 1} {
+		var file bytes.Buffer
+		w, err := event.NewWriter(&file, event.Header{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range []event.Frame{
+			{Kind: event.FrameEvent, Raw: newHost(1).event()},
+			{Kind: event.FrameDrained, Empty: true},
+			{Kind: event.FrameSweepBegin},
+			{Kind: event.FrameSweepEnd, Whole: whole},
+			{Kind: event.FrameDrained, Empty: true},
+		} {
+			if err := w.Write(&f); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.End(); err != nil {
+			t.Fatal(err)
+		}
+		r := newReplay(t, file.Bytes(), new(heard))
+		if err := r.Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if r.Connections() != want || r.Stats().Decoded[connection.Established].Load() != 1 {
+			t.Errorf("after a sweep, whole: %v, %d connections are followed, want %d", whole, r.Connections(), want)
+		}
+	}
+}

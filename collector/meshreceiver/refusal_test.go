@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/collector/consumer"
 	"go.opentelemetry.io/collector/consumer/consumererror"
 	"go.opentelemetry.io/collector/pdata/plog"
+	"go.opentelemetry.io/collector/pdata/pmetric"
 	"go.opentelemetry.io/collector/pdata/ptrace"
 
 	"github.com/sidelight-mesh/sidelight/collector/queue"
@@ -250,5 +251,34 @@ func TestEverythingIsHandedOnDroppedOrUnused(t *testing.T) {
 			t.Errorf("%d and %d wait", s.logs.Waiting(), s.traces.Waiting())
 		}
 		shutdown(t, components)
+	})
+}
+
+// TestLastReportIsTriedUntilItIsTaken: no later one would make up for it.
+func TestLastReportIsTriedUntilItIsTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tries, taken := 0, 0
+		next, err := consumer.NewMetrics(func(context.Context, pmetric.Metrics) error {
+			if tries++; tries < 4 {
+				return errors.New("full")
+			}
+			taken++
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := Dropped.DataPoints.Load()
+		s := newSource()
+		components := create(t, withSource(s), component.NewID(Type), consumers{metrics: next})
+		start(t, components)
+		s.give(0, 1)
+		s.logs.Close()
+		s.traces.Close()
+		elapse(time.Minute)
+		shutdown(t, components)
+		if tries != 4 || taken != 1 || Dropped.DataPoints.Load() != before {
+			t.Errorf("%d tries, %d reports, %d data points dropped; want 4, 1, none", tries, taken, Dropped.DataPoints.Load()-before)
+		}
 	})
 }
