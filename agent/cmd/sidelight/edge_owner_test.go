@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -73,6 +74,22 @@ func copySelf(t *testing.T, name string) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// exec has the process run another program. A file that was just written can be busy for a moment: a process that another case starts
+// then has it open until its own exec.
+func (c *caller) exec(path string) {
+	c.t.Helper()
+	eventually(c.t, "exec", func() error {
+		a := c.try("exec", 0, path)
+		if a.Errno == "" && a.N != c.pid {
+			c.t.Fatalf("process %d after exec, want %d", a.N, c.pid)
+		}
+		if a.Errno != "" {
+			return errors.New(a.Errno)
+		}
+		return nil
+	})
 }
 
 // TestOwner passes sockets around. A client is the process that called connect, a server the one that called listen; and both stay in
@@ -156,7 +173,7 @@ func TestOwner(t *testing.T) {
 		c, s := e.pair()
 		l, addr := s.listen(loopback4, many)
 		s.call("keep", l)
-		s.call("exec", 0, copySelf(e.t, "served"))
+		s.exec(copySelf(e.t, "served"))
 		for range many {
 			cf := c.connect(addr)
 			finish(c, cf, s, s.call("accept", l))
@@ -175,7 +192,7 @@ func TestOwner(t *testing.T) {
 		}
 		finish(c, c.connect(addr), s, s.call("accept", l))
 		e.waitLines(2) // the agent knows the process by its old name
-		c.call("exec", 0, copySelf(e.t, "a-client-with-a-long-name"))
+		c.exec(copySelf(e.t, "a-client-with-a-long-name"))
 		for _, cf := range clients {
 			c.call("connect", cf, addr)
 			finish(c, cf, s, s.call("accept", l))
