@@ -373,33 +373,6 @@ func (m *mix) release() {
 	}
 }
 
-// peerNames are the peer groups of a configuration.
-type peerNames []peerName
-
-type peerName struct {
-	Name  string         `json:"name"`
-	CIDRs []netip.Prefix `json:"cidrs"`
-}
-
-func (p *peerNames) add(name string, cidrs ...string) {
-	group := peerName{Name: name}
-	for _, c := range cidrs {
-		group.CIDRs = append(group.CIDRs, netip.MustParsePrefix(c))
-	}
-	*p = append(*p, group)
-}
-
-func (p peerNames) name(addr netip.Addr) string {
-	for _, group := range p {
-		for _, c := range group.CIDRs {
-			if c.Contains(addr.Unmap()) {
-				return group.Name
-			}
-		}
-	}
-	return "external"
-}
-
 // stopFor stops the agent, runs f, and lets it go on when f has returned and the time is over: both.
 func (a *agent) stopFor(least time.Duration, f func()) {
 	a.t.Helper()
