@@ -77,6 +77,7 @@ const (
 	WakeupBytes    = meshVarWakeupBytes
 	AttachedCgroup = meshVarAttachedCgroup
 	FirstBytes     = meshVarFirstBytes
+	SweepAll       = meshVarSweepAll
 )
 
 // Spec returns the embedded object, not yet loaded. Each call returns a copy of its own.

@@ -51,6 +51,7 @@ struct sock {
 	struct sock_common __sk_common;
 	int sk_err;
 	__u16 sk_protocol;
+	__u8 sk_shutdown; /* RCV_SHUTDOWN, SEND_SHUTDOWN */
 	struct sock_cgroup_data sk_cgrp_data;
 };
 
@@ -89,6 +90,8 @@ struct tcp_sock {
 	__u32 srtt_us; /* eight times the smoothed RTT */
 	struct minmax rtt_min;
 	__u8 bpf_sock_ops_cb_flags;
+	__u32 data_segs_in; /* segments with payload, whatever became of it */
+	int linger2; /* TCP_LINGER2; below 0: no FIN_WAIT2 for an orphan */
 };
 
 struct task_struct {
@@ -144,6 +147,8 @@ enum sock_flags {
 	SOCK_DEAD,
 	SOCK_DONE,
 };
+
+#define RCV_SHUTDOWN 1 /* include/net/sock.h */
 
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
 

@@ -15,6 +15,13 @@ enum mesh_phase {
 };
 
 /*
+ * What reported_* is once the close has told all. No total comes near it, not even one that a sweep read a little wrong, on either
+ * side of zero.
+ */
+#define MESH_REPORTED_ALL (1ULL << 63)
+#define MESH_REPORTED_ALL_32 (1U << 31)
+
+/*
  * The state of one socket. It is the next event, nearly complete, so that sending one is a copy. A listener's holds its owner
  * only; BPF_F_CLONE hands that to each accepted socket.
  */
@@ -30,6 +37,8 @@ struct mesh_connection {
 	__u64 first_sent_ns;
 	__u64 first_received_ns;
 	__u32 syn_retransmits; /* known when the handshake is done */
+	__u32 fin_data_segs; /* data_segs_in when our FIN was sent, plus 1; 0: it was not, or not seen */
+	__u32 fin_received; /* bytes_received then */
 	__u16 looks; /* at segments that left, for the first bytes */
 	__u16 traced; /* mesh_state sees the end, not mesh_sockops */
 };

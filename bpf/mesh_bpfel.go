@@ -184,6 +184,7 @@ const (
 	meshVarMeshReason       = "mesh_reason_"
 	meshVarMeshRole         = "mesh_role_"
 	meshVarMeshTold         = "mesh_told_"
+	meshVarSweepAll         = "sweep_all"
 	meshVarWakeupBytes      = "wakeup_bytes"
 )
 
@@ -262,6 +263,7 @@ type meshVariableSpecs struct {
 	MeshReason     *ebpf.VariableSpec `ebpf:"mesh_reason_"`
 	MeshRole       *ebpf.VariableSpec `ebpf:"mesh_role_"`
 	MeshTold       *ebpf.VariableSpec `ebpf:"mesh_told_"`
+	SweepAll       *ebpf.VariableSpec `ebpf:"sweep_all"`
 	WakeupBytes    *ebpf.VariableSpec `ebpf:"wakeup_bytes"`
 }
 
@@ -315,6 +317,7 @@ type meshVariables struct {
 	MeshReason     *ebpf.Variable `ebpf:"mesh_reason_"`
 	MeshRole       *ebpf.Variable `ebpf:"mesh_role_"`
 	MeshTold       *ebpf.Variable `ebpf:"mesh_told_"`
+	SweepAll       *ebpf.Variable `ebpf:"sweep_all"`
 	WakeupBytes    *ebpf.Variable `ebpf:"wakeup_bytes"`
 }
 

@@ -44,8 +44,8 @@ const (
 	reportedBySweep          // the sweep writes what it reports without a look at what was there
 	reportedByClose          // the close reads what was reported, and later writes
 	toldWithoutRoom          // the sweep takes over as told what it then has no room to write
-	stateUsedAgain           // as bpf/ does now: a socket that connects again goes on with the storage that a sweep may hold
-	endWithoutMark           // as bpf/ does now: the close leaves its total as reported: a sweep that read the socket before it takes that for its own base
+	stateUsedAgain           // a socket that connects again goes on with the storage that a sweep may hold
+	endWithoutMark           // the close leaves its total as reported: a sweep that read the socket before it takes that for its own base
 	mutations
 )
 

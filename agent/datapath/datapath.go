@@ -88,8 +88,15 @@ func (d *Datapath) Attach() error {
 }
 
 // Sweep looks at every live socket that the programs follow, and calls back with the bytes of a record each, which are valid
-// during the call only.
-func (d *Datapath) Sweep(record func([]byte)) error {
+// during the call only. Without all it is silent on open connections of which there is nothing new. Not safe for concurrent use.
+func (d *Datapath) Sweep(all bool, record func([]byte)) error {
+	var flag uint32
+	if all {
+		flag = 1
+	}
+	if err := d.objects.SweepAll.Set(flag); err != nil {
+		return fmt.Errorf("set %s: %w", bpf.SweepAll, err)
+	}
 	iterator, err := link.AttachIter(link.IterOptions{Program: d.objects.MeshSweep, Map: d.objects.Connections})
 	if err != nil {
 		return fmt.Errorf("attach iterator over sockets: %w", err)

@@ -17,7 +17,7 @@ type FrameKind uint8
 // The kinds of frames. The numbers are in files: only at the end may one be added, with a new FormatVersion.
 const (
 	FrameEvent       FrameKind = iota + 1 // Raw: a record of the ring
-	FrameSweepBegin                       // AtNS
+	FrameSweepBegin                       // AtNS, All
 	FrameSweepRecord                      // Raw: a live socket; only within a sweep, and nothing else is there
 	FrameSweepEnd                         // Whole
 	FrameDrained                          // AtNS, Empty: the moment of HandleDrained
@@ -35,6 +35,7 @@ type Frame struct {
 	Raw      []byte // what the kernel wrote; of a Player valid until the next call
 	AtNS     uint64 // CLOCK_MONOTONIC
 	Empty    bool   // the ring was found empty
+	All      bool   // the sweep tells of all live connections, not only of those of which there is something new
 	Whole    bool   // the sweep saw every socket
 	Clock    connection.Clock
 	Loss     connection.Loss
@@ -56,7 +57,7 @@ func appendPayload(b []byte, f *Frame) ([]byte, error) {
 	case FrameEvent, FrameSweepRecord:
 		return append(b, f.Raw...), nil
 	case FrameSweepBegin:
-		return le.AppendUint64(b, f.AtNS), nil
+		return appendBool(le.AppendUint64(b, f.AtNS), f.All), nil
 	case FrameSweepEnd:
 		return appendBool(b, f.Whole), nil
 	case FrameDrained:
@@ -113,7 +114,7 @@ func parsePayload(kind FrameKind, payload []byte) (Frame, error) {
 		f.Raw = payload
 		return f, nil
 	case FrameSweepBegin:
-		f.AtNS = c.uint64()
+		f.AtNS, f.All = c.uint64(), c.bool()
 	case FrameSweepEnd:
 		f.Whole = c.bool()
 	case FrameDrained:

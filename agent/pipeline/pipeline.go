@@ -39,8 +39,9 @@ type Options struct {
 	Losses func() ([]connection.Loss, error)
 	// LossSinks get what Losses returns.
 	LossSinks []LossSink
-	// Sweep calls back with each live connection; nil for none. It is run every SweepInterval.
-	Sweep         func(func(*connection.Event)) error
+	// Sweep calls back with each live connection, or without all only with those of which there is something new; nil for none. It is
+	// run every SweepInterval.
+	Sweep         func(all bool, observe func(*connection.Event)) error
 	SweepInterval time.Duration
 }
 
@@ -55,6 +56,7 @@ type Pipeline struct {
 	lossesFail  bool             // the last look failed, and the log has it
 	sweepFail   bool             // the last sweep failed, and the log has it
 	swept       time.Time        // when the last sweep was
+	lossy       bool             // a close was lost since the last sweep over all
 	sweeping    bool             // what the last sweep did not see is still to be forgotten
 	connections atomic.Int64
 }
@@ -124,7 +126,7 @@ func (p *Pipeline) HandleDrained(empty bool) {
 		}
 		if now := p.options.Now(); p.options.Sweep != nil && now.Sub(p.swept) >= p.options.SweepInterval {
 			p.swept = now
-			p.HandleSweep(p.options.Sweep)
+			p.HandleSweep(p.lossy, p.options.Sweep)
 		}
 	}
 	p.connections.Store(int64(p.tracker.Len()))
@@ -165,16 +167,18 @@ func (p *Pipeline) finished() []enrich.Record {
 	return finished
 }
 
-// HandleSweep runs a sweep, which calls back with each live connection, and hands on what it tells. What it does not tell of is
-// forgotten when the ring was read empty once more.
-func (p *Pipeline) HandleSweep(sweep func(func(*connection.Event)) error) {
+// HandleSweep runs a sweep, which calls back with live connections, and hands on what it tells. After a sweep over all what it did not
+// tell of is forgotten when the ring was read empty once more: its close was lost. So all is asked for when closes were lost.
+func (p *Pipeline) HandleSweep(all bool, sweep func(all bool, observe func(*connection.Event)) error) {
 	p.tracker.BeginSweep()
-	err := sweep(p.handleSwept)
+	err := sweep(all, p.handleSwept)
 	if err != nil && !p.sweepFail {
 		slog.Error("sweep over live sockets", "error", err)
 	}
 	p.sweepFail = err != nil
-	p.sweeping = err == nil
+	if p.sweeping = all && err == nil; p.sweeping {
+		p.lossy = false
+	}
 	p.handOn()
 }
 
@@ -188,6 +192,7 @@ func (p *Pipeline) handleLosses() {
 	if len(losses) == 0 {
 		return
 	}
+	p.lossy = true
 	named, now := make([]enrich.Loss, 0, len(losses)), p.options.Now()
 	for i := range losses {
 		named = append(named, enrich.NewLoss(&losses[i], now, p.options.Identify))

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -255,14 +256,19 @@ func TestFinished(t *testing.T) {
 	}
 }
 
-// TestSweepTellsNews hands on what a sweep found if it is new, in batches, and remembers all that it saw.
+// TestSweepTellsNews hands on what a sweep found if it is new, in batches, and forgets what a sweep over all did not find, which it asks
+// for when a close was lost.
 func TestSweepTellsNews(t *testing.T) {
 	const sockets = 2*sweepBatch + 5
 	var swept []connection.Event
 	got := &sink{calls: new(strings.Builder)}
+	var lost []connection.Loss
+	var asked []bool
 	p := New(Options{
-		Limit: 2 * sockets, Clock: ticking(), Identify: identify, Sinks: []Sink{got}, SweepInterval: 1,
-		Sweep: func(observe func(*connection.Event)) error {
+		Losses: func() ([]connection.Loss, error) { found := lost; lost = nil; return found, nil },
+		Limit:  2 * sockets, Clock: ticking(), Identify: identify, Sinks: []Sink{got}, SweepInterval: 1,
+		Sweep: func(all bool, observe func(*connection.Event)) error {
+			asked = append(asked, all)
 			for i := range swept {
 				observe(&swept[i])
 			}
@@ -307,8 +313,18 @@ func TestSweepTellsNews(t *testing.T) {
 	if n := records(); n != 5 {
 		t.Errorf("%d records, want 5", n)
 	}
-	// The others are gone, which is known when the ring is empty again.
+	// The others may just have nothing new.
 	p.HandleDrained(true)
+	if p.Connections() != sockets {
+		t.Errorf("%d connections, want %d", p.Connections(), sockets)
+	}
+	lost = []connection.Loss{{Role: connection.Client}}
+	p.HandleDrained(true)
+	// Now the others are gone, which is known when the ring is empty again.
+	p.HandleDrained(true)
+	if want := []bool{false, false, false, false, true, false}; !slices.Equal(asked, want) {
+		t.Errorf("sweeps over all: %v, want %v", asked, want)
+	}
 	if p.Connections() != int64(len(swept)) {
 		t.Errorf("%d connections, want %d", p.Connections(), len(swept))
 	}

@@ -22,8 +22,8 @@ type Options struct {
 	Monotonic func() uint64
 	Identify  func(*connection.Event) enrich.Identity
 	Losses    func() ([]connection.Loss, error)
-	// Sweep calls back with the bytes of each live connection.
-	Sweep         func(func(raw []byte)) error
+	// Sweep calls back with the bytes of each live connection, or without all only of those of which there is something new.
+	Sweep         func(all bool, record func(raw []byte)) error
 	SweepInterval time.Duration
 	// Failed is called once, when nothing more can be recorded.
 	Failed func(error)
@@ -42,6 +42,7 @@ type Recorder struct {
 	cgroups  map[uint64]string
 	owners   map[connection.Owner]string
 	failed   bool
+	lossy    bool  // a close was lost since the last sweep over all
 	lossErr  error // of the last look
 	sweepErr error // of the last sweep
 }
@@ -153,6 +154,7 @@ func (r *Recorder) drained(empty bool, now uint64) {
 	}
 	r.lossErr = err
 	if len(losses) > 0 {
+		r.lossy = true
 		r.mark() // they are dated
 	}
 	for i := range losses {
@@ -172,8 +174,10 @@ func (r *Recorder) drained(empty bool, now uint64) {
 func (r *Recorder) sweep(now uint64) {
 	r.sweptNS = now
 	r.stats.Sweeps++
-	r.write(&event.Frame{Kind: event.FrameSweepBegin, AtNS: now})
-	err := r.options.Sweep(func(raw []byte) { r.record(event.FrameSweepRecord, raw) })
+	all := r.lossy // as a pipeline does
+	r.write(&event.Frame{Kind: event.FrameSweepBegin, AtNS: now, All: all})
+	err := r.options.Sweep(all, func(raw []byte) { r.record(event.FrameSweepRecord, raw) })
+	r.lossy = all && err != nil
 	if err != nil && r.sweepErr == nil {
 		slog.Error("sweep over live sockets", "error", err)
 	}

@@ -129,9 +129,9 @@ func (h *host) takeLosses(who int) ([]connection.Loss, error) {
 	return losses, nil
 }
 
-func (h *host) sweep(record func([]byte)) error {
+func (h *host) sweep(all bool, record func([]byte)) error {
 	for cookie := range h.cookie + 1 { // in an order that is always the same
-		if c, ok := h.live[cookie]; ok {
+		if c, ok := h.live[cookie]; ok && (all || cookie%2 == 0) {
 			c.Event.Kind, c.Event.EventNs, c.SentBytes = bpf.Sweep, h.nowNS, 10
 			record(bytesOf(c))
 		}
@@ -152,9 +152,9 @@ func TestReplayIsPipeline(t *testing.T) {
 			Limit: 100, Clock: h.clock, Now: func() time.Time { return h.clock().Wall(h.nowNS) }, Identify: h.facts.Identify,
 			Sinks: []pipeline.Sink{&direct}, LossSinks: []pipeline.LossSink{&direct},
 			Losses: func() ([]connection.Loss, error) { return h.takeLosses(0) },
-			Sweep: func(observe func(*connection.Event)) error {
+			Sweep: func(all bool, observe func(*connection.Event)) error {
 				var e connection.Event
-				return h.sweep(func(raw []byte) {
+				return h.sweep(all, func(raw []byte) {
 					if err := event.Decode(raw, &e); err != nil {
 						t.Fatal(err)
 					}
@@ -197,11 +197,12 @@ func TestReplayIsPipeline(t *testing.T) {
 		r.HandleDrained(true) // as a reader does at its end
 		p.HandleDrained(true)
 		kernel := account.Kernel{Attempts: seed}
+		all := r.lossy
 		if err := r.Finish(kernel); err != nil {
 			t.Fatal(err)
 		}
-		p.HandleSweep(func(observe func(*connection.Event)) error {
-			return h.sweep(func(raw []byte) { _ = event.Decode(raw, &e); observe(&e) })
+		p.HandleSweep(all, func(all bool, observe func(*connection.Event)) error {
+			return h.sweep(all, func(raw []byte) { _ = event.Decode(raw, &e); observe(&e) })
 		})
 		p.HandleDrained(true)
 
@@ -350,7 +351,7 @@ func TestRecorderFails(t *testing.T) {
 	}
 	for name, breakIt := range map[string]func(*Options){
 		"losses": func(o *Options) { o.Losses = func() ([]connection.Loss, error) { return nil, errors.New("no") } },
-		"sweep":  func(o *Options) { o.Sweep = func(func([]byte)) error { return errors.New("no") } },
+		"sweep":  func(o *Options) { o.Sweep = func(bool, func([]byte)) error { return errors.New("no") } },
 	} {
 		broken := options
 		if broken.Writer, err = event.NewWriter(new(bytes.Buffer), event.Header{}); err != nil {
@@ -367,10 +368,14 @@ type failing struct{}
 
 func (failing) Write([]byte) (int, error) { return 0, errors.New("disk full") }
 
-// TestSweepForgets plays a sweep that does not see a connection: whether that is forgotten depends on whether the sweep was whole.
+// TestSweepForgets plays a sweep that does not see a connection: whether that is forgotten depends on whether the sweep was over all, and
+// whole.
 func TestSweepForgets(t *testing.T) {
 	quiet(t)
-	for whole, want := range map[bool]int64{true: 0, false: 1} {
+	for _, sweep := range []struct {
+		all, whole bool
+		want       int64
+	}{{true, true, 0}, {true, false, 1}, {false, true, 1}} {
 		var file bytes.Buffer
 		w, err := event.NewWriter(&file, event.Header{})
 		if err != nil {
@@ -379,8 +384,8 @@ func TestSweepForgets(t *testing.T) {
 		for _, f := range []event.Frame{
 			{Kind: event.FrameEvent, Raw: newHost(1).event()},
 			{Kind: event.FrameDrained, Empty: true},
-			{Kind: event.FrameSweepBegin},
-			{Kind: event.FrameSweepEnd, Whole: whole},
+			{Kind: event.FrameSweepBegin, All: sweep.all},
+			{Kind: event.FrameSweepEnd, Whole: sweep.whole},
 			{Kind: event.FrameDrained, Empty: true},
 		} {
 			if err := w.Write(&f); err != nil {
@@ -394,8 +399,8 @@ func TestSweepForgets(t *testing.T) {
 		if err := r.Run(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if r.Connections() != want || r.Stats().Decoded[connection.Established].Load() != 1 {
-			t.Errorf("after a sweep, whole: %v, %d connections are followed, want %d", whole, r.Connections(), want)
+		if r.Connections() != sweep.want || r.Stats().Decoded[connection.Established].Load() != 1 {
+			t.Errorf("after the sweep %+v %d connections are followed", sweep, r.Connections())
 		}
 	}
 }

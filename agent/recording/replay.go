@@ -90,7 +90,7 @@ func (r *Replay) play(f *event.Frame) {
 	case event.FrameSweepBegin:
 		r.atNS.Store(f.AtNS)
 		r.swept++
-		r.pipeline.HandleSweep(r.sweep)
+		r.pipeline.HandleSweep(f.All, r.sweep)
 	case event.FrameLoss:
 		r.losses = append(r.losses, f.Loss)
 	case event.FrameClock:
@@ -117,7 +117,7 @@ func (r *Replay) decode(raw []byte, handle func(*connection.Event)) {
 var errNotWhole = errors.New("the recorded sweep did not see every socket")
 
 // sweep plays the frames up to the end of the sweep.
-func (r *Replay) sweep(observe func(*connection.Event)) error {
+func (r *Replay) sweep(_ bool, observe func(*connection.Event)) error {
 	for {
 		f, err := r.player.Next()
 		switch {

@@ -21,6 +21,20 @@ static __always_inline struct mesh_connection *connection_create(struct bpf_sock
 	return bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 }
 
+/*
+ * State for a socket's next connection. What its last one had is left to whoever still looks at it: a sweep holds no lock, and would
+ * tell of the one connection what it takes over of the other.
+ */
+static __always_inline struct mesh_connection *connection_renew(struct bpf_sock *sk)
+{
+	struct mesh_connection *conn = connection_create(sk);
+
+	if (!conn || conn->phase == MESH_IDLE)
+		return conn;
+	bpf_sk_storage_delete(&connections, sk);
+	return connection_create(sk);
+}
+
 /* What stays the same from here on: who, where from, where to. */
 static __always_inline void connection_identify(struct mesh_connection *conn, struct bpf_sock_ops *ctx, struct bpf_sock *sk,
 						__u8 role)
@@ -48,10 +62,9 @@ static __always_inline void connection_called(struct bpf_sock_addr *ctx)
 
 	if (!sk || ctx->protocol != IPPROTO_TCP)
 		return;
-	conn = connection_create(sk);
+	conn = connection_renew(sk);
 	if (!conn)
 		return;
-	__builtin_memset(conn, 0, sizeof(*conn));
 	owner_from_current(&conn->event.owner);
 	conn->event.start_ns = bpf_ktime_get_ns();
 	conn->phase = MESH_CALLED;
@@ -62,20 +75,23 @@ static __always_inline void connection_connect(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct mesh_connection *conn;
+	bool called;
 	__u64 now;
 
 	if (!sk)
 		return;
 	account_add(attempts);
-	conn = connection_create(sk);
+	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	/* Else no connect hook ran on this very socket: an MPTCP subflow, or we attached between the two hooks. */
+	called = conn && conn->phase == MESH_CALLED;
+	if (!called)
+		conn = connection_renew(sk);
 	if (!conn) {
 		stateless_begin(ctx, MESH_CLIENT);
 		return;
 	}
 	now = bpf_ktime_get_ns();
-	if (conn->phase != MESH_CALLED) {
-		/* No connect hook ran on this very socket: an MPTCP subflow, or we attached between the two hooks. */
-		__builtin_memset(conn, 0, sizeof(*conn));
+	if (!called) {
 		owner_from_current(&conn->event.owner);
 		conn->event.start_ns = now;
 	}
@@ -145,11 +161,9 @@ static __always_inline void connection_listen(struct bpf_sock_ops *ctx)
 
 	if (!sk)
 		return;
-	conn = connection_create(sk);
-	if (!conn)
-		return;
-	__builtin_memset(conn, 0, sizeof(*conn));
-	owner_from_current(&conn->event.owner);
+	conn = connection_renew(sk);
+	if (conn)
+		owner_from_current(&conn->event.owner);
 }
 
 /*
@@ -177,6 +191,23 @@ static __always_inline void connection_segment(struct bpf_sock_ops *ctx)
 		conn->first_received_ns = now;
 	if ((conn->first_sent_ns && conn->first_received_ns) || ++conn->looks == first_bytes_looks)
 		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
+}
+
+/* BPF_SOCK_OPS_STATE_CB to TCP_FIN_WAIT1: our FIN is about to be sent. */
+static __always_inline void connection_fin(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct mesh_connection *conn;
+	struct tcp_sock *tp;
+
+	if (!sk)
+		return;
+	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!conn || !tp)
+		return;
+	conn->fin_data_segs = tp->data_segs_in + 1;
+	conn->fin_received = tp->bytes_received;
 }
 
 /* BPF_SOCK_OPS_STATE_CB to TCP_CLOSE: every connection ends here, failed ones too, and a TIME_WAIT after it is another object. */

@@ -44,17 +44,16 @@ static __always_inline void end_tell(struct mesh_close_event *close, struct mesh
 	close->reserved = 0;
 	close->event.kind = MESH_CLOSE;
 	close->event.old_state = old_state;
-	close->event.reason =
-		reason_of_close(close->event.established_ns != 0, old_state, close->sk_err, sk->__sk_common.skc_flags);
+	close->event.reason = reason_of_close(conn, tp, close->event.established_ns != 0, old_state);
 	totals_read(close, tp, old_state);
 	end_account(&close->event);
 	if (conn) {
 		close->event.told = __sync_fetch_and_or(&conn->told, MESH_TOLD_ATTEMPT | MESH_TOLD_ESTABLISHED | MESH_TOLD_END);
-		close->reported_sent_bytes = __sync_lock_test_and_set(&conn->reported_sent_bytes, close->sent_bytes);
-		close->reported_received_bytes = __sync_lock_test_and_set(&conn->reported_received_bytes, close->received_bytes);
-		close->reported_retransmits = __sync_lock_test_and_set(&conn->reported_retransmits, close->retransmits);
-		close->reported_syn_retransmits =
-			__sync_lock_test_and_set(&conn->reported_syn_retransmits, close->syn_retransmits);
+		/* Marked, not set to the totals: a sweep that is under way would take those for what it may count from. */
+		close->reported_sent_bytes = __sync_lock_test_and_set(&conn->reported_sent_bytes, MESH_REPORTED_ALL);
+		close->reported_received_bytes = __sync_lock_test_and_set(&conn->reported_received_bytes, MESH_REPORTED_ALL);
+		close->reported_retransmits = __sync_lock_test_and_set(&conn->reported_retransmits, MESH_REPORTED_ALL_32);
+		close->reported_syn_retransmits = __sync_lock_test_and_set(&conn->reported_syn_retransmits, MESH_REPORTED_ALL_32);
 	}
 	out = emit_reserve(sizeof(*out), MESH_CLOSE);
 	if (!out) {

@@ -5,6 +5,7 @@
 #include <linux/errno.h>
 
 #include "../abi.h"
+#include "../maps.h"
 #include "../kernel.h"
 
 static __always_inline __u8 reason_of_errno(__u32 err)
@@ -33,13 +34,44 @@ static __always_inline __u8 reason_of_errno(__u32 err)
 }
 
 /*
+ * A process that closed while data was on its way: its kernel resets the peer, and says ECONNRESET as if the peer had done it
+ * (tcp_rcv_state_process, TCPAbortOnData). A segment with payload came since the FIN, and none of it was received.
+ */
+static __always_inline bool reason_is_abort_on_data(const struct mesh_connection *conn, struct tcp_sock *tp)
+{
+	return conn->fin_data_segs && tp->inet_conn.icsk_inet.sk.sk_shutdown & RCV_SHUTDOWN &&
+	       tp->data_segs_in != conn->fin_data_segs - 1 && (__u32)tp->bytes_received == conn->fin_received;
+}
+
+/*
  * Why a socket reached TCP_CLOSE. sk_err is set before the state on every path that has an error to tell (tcp_reset,
  * tcp_write_err, tcp_abort), but not on those where the local process ends the connection: tcp_disconnect() and the
  * unread-data branch of __tcp_close() change the state first and send the RST after. The state it left tells those apart:
  * an orderly close leaves by LAST_ACK, CLOSING or FIN_WAIT2.
  */
-static __always_inline __u8 reason_of_close(bool established, __u8 old_state, __u32 err, unsigned long sk_flags)
+static __always_inline __u8 reason_of_close(const struct mesh_connection *conn, struct tcp_sock *tp, bool established,
+					    __u8 old_state)
 {
+	struct sock *sk = &tp->inet_conn.icsk_inet.sk;
+	unsigned long sk_flags = sk->__sk_common.skc_flags;
+	__u32 err = sk->sk_err;
+
+	/*
+	 * First what leaves no doubt: both FINs are there and ours is acknowledged. An error can stand in sk_err all the same, from an
+	 * ICMP message that the process asked for (IP_RECVERR) and did not read.
+	 */
+	switch (old_state) {
+	case BPF_TCP_LAST_ACK:
+	case BPF_TCP_CLOSING:
+		if (tp->snd_una == tp->write_seq)
+			return MESH_OK;
+		break;
+	case BPF_TCP_FIN_WAIT2:
+		if (sk_flags & 1UL << SOCK_DONE)
+			return MESH_OK;
+	}
+	if (err == ECONNRESET && conn && reason_is_abort_on_data(conn, tp))
+		return MESH_RESET_BY_LOCAL;
 	if (err)
 		return reason_of_errno(err);
 	if (!established)
@@ -50,8 +82,8 @@ static __always_inline __u8 reason_of_close(bool established, __u8 old_state, __
 	case BPF_TCP_TIME_WAIT:
 		return MESH_OK;
 	case BPF_TCP_FIN_WAIT2:
-		/* To TIME_WAIT, by the peer's FIN or as an orphan; close() with unread data is neither yet. */
-		if (sk_flags & (1UL << SOCK_DONE | 1UL << SOCK_DEAD))
+		/* To TIME_WAIT as an orphan, unless TCP_LINGER2 forbids it; close() with unread data makes the orphan later. */
+		if (sk_flags & 1UL << SOCK_DEAD && tp->linger2 >= 0)
 			return MESH_OK;
 	}
 	return MESH_RESET_BY_LOCAL;

@@ -45,7 +45,8 @@ static __always_inline void totals_read(struct mesh_close_event *out, struct tcp
 	if (!out->event.established_ns)
 		out->syn_retransmits = out->retransmits;
 	out->srtt_us = tp->srtt_us >> 3;
-	out->min_rtt_us = tp->rtt_min.s[0].v;
+	/* tcp_disconnect() forgets the one and not the other. */
+	out->min_rtt_us = tp->srtt_us ? tp->rtt_min.s[0].v : ~0U;
 }
 
 #endif

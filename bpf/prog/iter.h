@@ -51,19 +51,33 @@ int mesh_adopt(struct bpf_iter__tcp *ctx)
 	return 0;
 }
 
-/* Takes over what was reported, unless somebody else just did. */
-#define sweep_report(field)                                                                              \
-	do {                                                                                             \
-		__typeof__(out.field) before_ = conn->reported_##field;                                  \
-		if (__sync_val_compare_and_swap(&conn->reported_##field, before_, out.field) == before_) \
-			out.reported_##field = before_;                                                  \
-		else                                                                                     \
-			out.reported_##field = out.field;                                                \
+/* Whether to tell of sockets of which there is nothing new. Set by user space before a sweep: it then knows which are gone. */
+volatile __u32 sweep_all;
+
+/* Takes over what was reported, unless somebody else just did, or the close has told all. */
+#define sweep_report(field, all)                                                                                           \
+	do {                                                                                                               \
+		__typeof__(out.field) before_ = *(volatile __typeof__(out.field) *)&conn->reported_##field;                \
+		if (before_ != all && __sync_val_compare_and_swap(&conn->reported_##field, before_, out.field) == before_) \
+			out.reported_##field = before_;                                                                    \
+		else                                                                                                       \
+			out.reported_##field = out.field;                                                                  \
 	} while (0)
+
+/* A connect that is under way is always told: it has an age. */
+static __always_inline bool sweep_is_quiet(const struct mesh_connection *conn, const struct mesh_close_event *out, __u32 tells)
+{
+	return out->event.established_ns && (conn->told & tells) == tells && out->sent_bytes == conn->reported_sent_bytes &&
+	       out->received_bytes == conn->reported_received_bytes && out->retransmits == conn->reported_retransmits &&
+	       out->syn_retransmits == conn->reported_syn_retransmits;
+}
 
 /*
  * Run once a report interval over the sockets that have state, in all network namespaces: what they have moved so far, and what
  * lost events should have told of them. It holds no socket's lock; told and reported are atomics for that reason.
+ *
+ * Each read of the iterator goes on where the last one ended by counting sockets from the beginning, of its half or so of all (the
+ * map has as many buckets as there are CPUs). So a record that is not written saves more than its writing.
  */
 SEC("iter/bpf_sk_storage_map")
 int mesh_sweep(struct bpf_iter__bpf_sk_storage_map *ctx)
@@ -98,6 +112,12 @@ int mesh_sweep(struct bpf_iter__bpf_sk_storage_map *ctx)
 	out.first_received_ns = conn->first_received_ns;
 	out.syn_retransmits = conn->syn_retransmits;
 	totals_read(&out, tp, sk->__sk_common.skc_state);
+	if (out.event.role == MESH_CLIENT)
+		tells |= MESH_TOLD_ATTEMPT;
+	if (out.event.established_ns)
+		tells |= MESH_TOLD_ESTABLISHED;
+	if (!sweep_all && sweep_is_quiet(conn, &out, tells))
+		return 0;
 	/*
 	 * seq_write() takes what is smaller than the room left. Without room this socket comes again with the next read, and what is
 	 * written now is thrown away: then nothing may have been taken over as told.
@@ -106,17 +126,13 @@ int mesh_sweep(struct bpf_iter__bpf_sk_storage_map *ctx)
 		bpf_seq_write(seq, &out, sizeof(out));
 		return 0;
 	}
-	if (out.event.role == MESH_CLIENT)
-		tells |= MESH_TOLD_ATTEMPT;
-	if (out.event.established_ns)
-		tells |= MESH_TOLD_ESTABLISHED;
 	out.event.told = __sync_fetch_and_or(&conn->told, tells);
 	if (out.event.told & MESH_TOLD_END)
 		return 0;
-	sweep_report(sent_bytes);
-	sweep_report(received_bytes);
-	sweep_report(retransmits);
-	sweep_report(syn_retransmits);
+	sweep_report(sent_bytes, MESH_REPORTED_ALL);
+	sweep_report(received_bytes, MESH_REPORTED_ALL);
+	sweep_report(retransmits, MESH_REPORTED_ALL_32);
+	sweep_report(syn_retransmits, MESH_REPORTED_ALL_32);
 	bpf_seq_write(seq, &out, sizeof(out));
 	return 0;
 }

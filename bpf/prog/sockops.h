@@ -29,6 +29,8 @@ int mesh_sockops(struct bpf_sock_ops *ctx)
 	case BPF_SOCK_OPS_STATE_CB:
 		if (ctx->args[1] == BPF_TCP_CLOSE)
 			connection_close(ctx);
+		else if (ctx->args[1] == BPF_TCP_FIN_WAIT1)
+			connection_fin(ctx);
 		break;
 	}
 	return 1;

@@ -63,9 +63,9 @@ func (k *kernelSide) attach(logger *slog.Logger) error {
 }
 
 // sweep decodes what the kernel tells of live sockets.
-func (k *kernelSide) sweep(observe func(*connection.Event)) error {
+func (k *kernelSide) sweep(all bool, observe func(*connection.Event)) error {
 	var e connection.Event
-	return k.datapath.Sweep(func(record []byte) {
+	return k.datapath.Sweep(all, func(record []byte) {
 		if err := event.Decode(record, &e); err != nil {
 			k.stats.DecodeFailed.Add(1)
 			return
