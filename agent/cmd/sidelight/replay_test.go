@@ -214,7 +214,7 @@ service:
     logs: {receivers: [mesh], exporters: [debug]}
     traces: {receivers: [mesh], exporters: [debug]}
     metrics: {receivers: [mesh], exporters: [debug]}
-  telemetry: {logs: {level: info}}
+  telemetry: {logs: {level: info, sampling: {enabled: false}}}
 `)
 	out, stderr, code := runReplay(t, path, "--otel-config", collector)
 	if n := strings.Count(out, "\n"); n != count || code != 0 {

@@ -15,8 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// truthCount is how many connections each mix makes.
-const truthCount = 5000
+// truthCount is how many connections each mix makes; fewer on a machine that is emulated.
+var truthCount = func() int {
+	if n, _ := strconv.Atoi(os.Getenv(patience)); n > 1 {
+		return 1000
+	}
+	return 5000
+}()
 
 // TestTruth makes connections of a known mix, and wants the same numbers, exactly, from everything that tells any: per edge from
 // /metrics, OTLP metrics, OTLP logs, OTLP traces and the access log, and in sum from the kernel's own counters.

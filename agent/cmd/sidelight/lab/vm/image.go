@@ -14,8 +14,8 @@ import (
 	"strings"
 )
 
-// wantModules are what tests need and Debian does not build into its kernels: the demo's cable.
-var wantModules = []string{"veth"}
+// wantModules are what tests need and Debian does not build into its kernels: the demo's cable, and SOCK_DESTROY.
+var wantModules = []string{"veth", "tcp_diag"}
 
 // writeInitramfs packs the programs below root and the kernel's modules into an archive that the kernel unpacks as its root.
 func (i image) writeInitramfs(file, root string) error {

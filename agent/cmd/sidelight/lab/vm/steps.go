@@ -46,12 +46,14 @@ func steps(patience int) []step {
 		{program: liveTests, tests: []string{
 			"TestConnections", "TestServerBeforeAgent", "TestAdoption", "TestAdoptionConnecting", "TestFirstBytes", "TestOutside", "TestSweep",
 			"TestLoss", "TestLossWithoutRoom", "TestAudit", "TestExport", "TestOTelConfig", "TestRotation", "TestEndpoints",
-			"TestDemo", "TestDemoInterrupted", "TestRecord", "TestRecordBesideRun",
+			"TestDemo", "TestDemoInterrupted", "TestRecord", "TestRecordBesideRun", "TestStopIsNotHeldUp", "TestHostileName", "TestTruth", "TestTruthAttach",
+			"TestTruthBare", "TestConnect", "TestHalfClose", "TestTimeWait", "TestListen", "TestOwner", "TestCut", "TestUnreachable",
+			"TestFastOpen", "TestMPTCP", "TestLongStream", "TestReasonOfOrderlyEnds",
 		}, env: []string{"SIDELIGHT_TEST_PATIENCE=" + strconv.Itoa(patience)}},
 	}
 	for i, s := range all {
 		if s.tests != nil {
-			all[i].args = []string{"-test.v", "-test.timeout", "8m", "-test.run", "^(" + strings.Join(s.tests, "|") + ")$"}
+			all[i].args = []string{"-test.v", "-test.timeout", "22m", "-test.run", "^(" + strings.Join(s.tests, "|") + ")$"}
 		}
 	}
 	return all
