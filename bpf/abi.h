@@ -159,6 +159,7 @@ struct mesh_account {
 	__u64 closed[MESH_ROLE_COUNT]; /* reached TCP_CLOSE after a handshake */
 	__u64 submitted[MESH_KIND_COUNT];
 	__u64 reserve_failed[MESH_KIND_COUNT]; /* no room in the ring */
+	__u64 sampled_out[MESH_KIND_COUNT]; /* not asked for: `silent` */
 	__u64 storage_failed[MESH_ROLE_COUNT]; /* no per-socket state: only the end is told */
 	__u64 stateless_established; /* those of them, and of `established`, that got through the handshake */
 	__u64 adopted_connecting; /* those of `attempts` that were under way when we came */
@@ -166,7 +167,7 @@ struct mesh_account {
 	__u64 traced; /* adopted, with an end that only mesh_state sees */
 	__u64 traced_closed; /* those of them that ended */
 	__u64 untracked_closed; /* closed without state: it began before we did and was not adopted */
-	__u64 aggregated; /* MESH_CLOSE without room in the ring that went into `lost` */
+	__u64 aggregated; /* MESH_CLOSE without room in the ring, or sampled out, that went into `lost` */
 	__u64 totalled; /* the same where `lost` was full too: they went into `lost_totals` */
 };
 
@@ -177,6 +178,6 @@ _Static_assert(sizeof(struct mesh_event) == 128, "mesh_event");
 _Static_assert(sizeof(struct mesh_close_event) == 208, "mesh_close_event");
 _Static_assert(sizeof(struct mesh_lost_key) == 32, "mesh_lost_key");
 _Static_assert(sizeof(struct mesh_lost) == 88, "mesh_lost");
-_Static_assert(sizeof(struct mesh_account) == 8 * (1 + 3 + 3 + 1 + 3 + 5 + 5 + 3 + 8), "mesh_account");
+_Static_assert(sizeof(struct mesh_account) == 8 * (1 + 3 + 3 + 1 + 3 + 5 + 5 + 5 + 3 + 8), "mesh_account");
 
 #endif

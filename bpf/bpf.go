@@ -78,6 +78,7 @@ const (
 	AttachedCgroup = meshVarAttachedCgroup
 	FirstBytes     = meshVarFirstBytes
 	SweepAll       = meshVarSweepAll
+	Silent         = meshVarSilent
 )
 
 // Spec returns the embedded object, not yet loaded. Each call returns a copy of its own.

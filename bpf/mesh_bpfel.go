@@ -22,6 +22,7 @@ type meshMeshAccount struct {
 	Closed               [3]uint64
 	Submitted            [5]uint64
 	ReserveFailed        [5]uint64
+	SampledOut           [5]uint64
 	StorageFailed        [3]uint64
 	StatelessEstablished uint64
 	AdoptedConnecting    uint64
@@ -184,6 +185,7 @@ const (
 	meshVarMeshReason       = "mesh_reason_"
 	meshVarMeshRole         = "mesh_role_"
 	meshVarMeshTold         = "mesh_told_"
+	meshVarSilent           = "silent"
 	meshVarSweepAll         = "sweep_all"
 	meshVarWakeupBytes      = "wakeup_bytes"
 )
@@ -263,6 +265,7 @@ type meshVariableSpecs struct {
 	MeshReason     *ebpf.VariableSpec `ebpf:"mesh_reason_"`
 	MeshRole       *ebpf.VariableSpec `ebpf:"mesh_role_"`
 	MeshTold       *ebpf.VariableSpec `ebpf:"mesh_told_"`
+	Silent         *ebpf.VariableSpec `ebpf:"silent"`
 	SweepAll       *ebpf.VariableSpec `ebpf:"sweep_all"`
 	WakeupBytes    *ebpf.VariableSpec `ebpf:"wakeup_bytes"`
 }
@@ -317,6 +320,7 @@ type meshVariables struct {
 	MeshReason     *ebpf.Variable `ebpf:"mesh_reason_"`
 	MeshRole       *ebpf.Variable `ebpf:"mesh_role_"`
 	MeshTold       *ebpf.Variable `ebpf:"mesh_told_"`
+	Silent         *ebpf.Variable `ebpf:"silent"`
 	SweepAll       *ebpf.Variable `ebpf:"sweep_all"`
 	WakeupBytes    *ebpf.Variable `ebpf:"wakeup_bytes"`
 }

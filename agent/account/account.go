@@ -12,6 +12,7 @@ type Kernel struct {
 	Closed        map[string]uint64 `json:"closed"`         // by role
 	Submitted     map[string]uint64 `json:"submitted"`      // by kind of event
 	ReserveFailed map[string]uint64 `json:"reserve_failed"` // by kind of event
+	SampledOut    map[string]uint64 `json:"sampled_out"`    // by kind of event; not asked for
 	// StorageFailed counts connections by role that found no room for their state: they are told by their end only.
 	// StatelessEstablished are those of them that got through the handshake.
 	StorageFailed        map[string]uint64 `json:"storage_failed"`
@@ -21,7 +22,7 @@ type Kernel struct {
 	AdoptFailed       uint64 `json:"adopt_failed"`
 	// UntrackedClosed began before the agent did and were not adopted.
 	UntrackedClosed uint64 `json:"untracked_closed"`
-	// Aggregated and Totalled count lost close events whose sums the kernel kept, by edge or by role and reason only.
+	// Aggregated and Totalled count close events that were lost or sampled out and whose sums the kernel kept, by edge or by role and reason only.
 	Aggregated uint64 `json:"aggregated"`
 	Totalled   uint64 `json:"totalled"`
 }
@@ -68,11 +69,11 @@ func New(before, after Kernel, user User) Account {
 	// An event that could not be decoded has no kind; it is counted, so it makes up for one of whichever kind, and for one only.
 	lack(undecoded, user.DecodeFailed)
 	sent := func(kind connection.Kind) uint64 {
-		return after.Submitted[kind.String()] + after.ReserveFailed[kind.String()]
+		return after.Submitted[kind.String()] + after.ReserveFailed[kind.String()] + after.SampledOut[kind.String()]
 	}
 	lack(before.Failed+before.Closed[connection.Client.String()]+before.Closed[connection.Server.String()], sent(connection.Close))
-	// A lost close is made up for by its sums, in one place or the other.
-	lack(before.ReserveFailed[connection.Close.String()], after.Aggregated+after.Totalled)
+	// A close that was lost or not asked for is made up for by its sums, in one place or the other.
+	lack(before.ReserveFailed[connection.Close.String()]+before.SampledOut[connection.Close.String()], after.Aggregated+after.Totalled)
 	lack(before.Attempts, sent(connection.PreConnect)+after.StorageFailed[connection.Client.String()]+after.AdoptedConnecting)
 	lack(before.Established[connection.Client.String()]+before.Established[connection.Server.String()],
 		sent(connection.Established)+after.StatelessEstablished)

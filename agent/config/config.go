@@ -35,6 +35,9 @@ type Config struct {
 	DrainInterval time.Duration `yaml:"drain_interval"`
 	// RingBytes is the size of the kernel's event ring, a power of two.
 	RingBytes uint32 `yaml:"ring_bytes"`
+	// Events are those that the kernel sends: all, closes (of connections that ended or failed), or none. Sums are exact with any; of none there
+	// are no log, no spans and no histograms.
+	Events string `yaml:"events"`
 	// FirstByteTimes asks the kernel for when the first bytes were sent and received, which costs some runs of a program a connection.
 	FirstByteTimes bool `yaml:"first_byte_times"`
 	// MaxConnections is how many open connections are followed at a time.
@@ -92,6 +95,13 @@ const (
 	ProtocolHTTP = "http/protobuf"
 )
 
+// What events there are to be.
+const (
+	EventsAll    = "all"
+	EventsCloses = "closes"
+	EventsNone   = "none"
+)
+
 // Default returns the configuration of someone who set nothing.
 func Default() Config {
 	return Config{
@@ -102,6 +112,7 @@ func Default() Config {
 		ReportInterval: 10 * time.Second,
 		DrainInterval:  50 * time.Millisecond,
 		RingBytes:      4 << 20,
+		Events:         EventsAll,
 		FirstByteTimes: true,
 		MaxConnections: 1_000_000,
 		MaxEdges:       10_000,
@@ -148,6 +159,11 @@ func (c *Config) Validate() error {
 	within("drain_interval", c.DrainInterval, time.Millisecond, 10*time.Second)
 	if page := uint32(os.Getpagesize()); c.RingBytes < page || c.RingBytes&(c.RingBytes-1) != 0 || c.RingBytes > 1<<30 {
 		fault("ring_bytes: %d is not a power of two from %d to %d", c.RingBytes, page, 1<<30)
+	}
+	switch c.Events {
+	case EventsAll, EventsCloses, EventsNone:
+	default:
+		fault("events: %q is none of %s, %s and %s", c.Events, EventsAll, EventsCloses, EventsNone)
 	}
 	if c.MaxConnections < 1 {
 		fault("max_connections: %d; use at least 1", c.MaxConnections)

@@ -101,6 +101,8 @@ var faults = []fault{
 	{"biggest ring", func(c *Config) { c.RingBytes = 1 << 30 }, ""},
 	{"no connections", func(c *Config) { c.MaxConnections = 0 }, "max_connections: 0; use at least 1"},
 	{"fewer connections", func(c *Config) { c.MaxConnections = -5 }, "max_connections: -5; use at least 1"},
+	{"unknown events", func(c *Config) { c.Events = "some" }, `events: "some" is none of all, closes and none`},
+	{"only closes", func(c *Config) { c.Events = EventsCloses }, ""},
 	{"no edges", func(c *Config) { c.MaxEdges = 0 }, "max_edges: 0; use at least 1"},
 	{"one of each", func(c *Config) { c.MaxConnections, c.MaxEdges = 1, 1 }, ""},
 	{"no state directory", func(c *Config) { c.StateDirectory = "" }, "state_directory: empty; name a directory"},
@@ -175,6 +177,7 @@ func TestValidateTellsEveryFault(t *testing.T) {
 	c := Default()
 	c.LogLevel, c.AccessLog, c.MetricsAddress, c.StateDirectory = "loud", "", "", ""
 	c.ReportInterval, c.DrainInterval, c.RingBytes, c.MaxConnections, c.MaxEdges = 0, 0, 0, 0, 0
+	c.Events = "some"
 	c.PeerGroups = []PeerGroup{{}}
 	c.OTLP = OTLP{Endpoint: "x", Protocol: "x", Compression: "x", Timeout: -1, CertFile: "x"}
 	var keys []string
@@ -182,7 +185,7 @@ func TestValidateTellsEveryFault(t *testing.T) {
 		key, _, _ := strings.Cut(line, ":")
 		keys = append(keys, key)
 	}
-	const want = "log_level access_log metrics_address report_interval drain_interval ring_bytes max_connections max_edges " +
+	const want = "log_level access_log metrics_address report_interval drain_interval ring_bytes events max_connections max_edges " +
 		"state_directory peer_groups[0].name peer_groups[0].cidrs " +
 		"otlp.endpoint otlp.protocol otlp.compression otlp.timeout otlp"
 	if got := strings.Join(keys, " "); got != want {

@@ -11,6 +11,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 
+	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/bpf"
 )
 
@@ -24,6 +25,9 @@ type Options struct {
 	Cgroup Cgroup
 	// FirstBytes asks for the times of the first bytes, which costs up to 16 runs more of the sockops program a connection.
 	FirstBytes bool
+	// Silent are the kinds of events that are not to be sent. What they would have told comes with a later event or the sweep, or if it is
+	// the Close, as sums: see Losses.
+	Silent []connection.Kind
 }
 
 // Datapath is the loaded kernel side.
@@ -46,8 +50,12 @@ func Load(options Options) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
+	var silent uint32
+	for _, kind := range options.Silent {
+		silent |= 1 << kind
+	}
 	for name, value := range map[string]any{
-		bpf.WakeupBytes: options.WakeupBytes, bpf.AttachedCgroup: id, bpf.FirstBytes: options.FirstBytes,
+		bpf.WakeupBytes: options.WakeupBytes, bpf.AttachedCgroup: id, bpf.FirstBytes: options.FirstBytes, bpf.Silent: silent,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)
@@ -158,6 +166,7 @@ func (d *Datapath) Account() (Account, error) {
 		for i := range sum.Submitted {
 			sum.Submitted[i] += a.Submitted[i]
 			sum.ReserveFailed[i] += a.ReserveFailed[i]
+			sum.SampledOut[i] += a.SampledOut[i]
 		}
 	}
 	return sum, nil

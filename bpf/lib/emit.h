@@ -16,15 +16,23 @@ static __always_inline __u64 emit_flags(void)
 	return bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= wakeup_bytes ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
 }
 
-/* Reserving room and counting its failure are one step, so that no loss goes uncounted. */
-#define emit_reserve(size, kind)                                     \
-	({                                                           \
-		void *room_ = bpf_ringbuf_reserve(&events, size, 0); \
-		if (room_)                                           \
-			account_add(submitted[kind]);                \
-		else                                                 \
-			account_add(reserve_failed[kind]);           \
-		room_;                                               \
+/* Bits of enum mesh_kind that are not to be sent. What they would have told comes with a later event, the sweep, or as sums. */
+volatile __u32 silent;
+
+/* Reserving room and counting why there is none are one step, so that nothing is missing uncounted. */
+#define emit_reserve(size, kind)                                       \
+	({                                                             \
+		void *room_ = NULL;                                    \
+		if (silent & 1U << (kind)) {                           \
+			account_add(sampled_out[kind]);                \
+		} else {                                               \
+			room_ = bpf_ringbuf_reserve(&events, size, 0); \
+			if (room_)                                     \
+				account_add(submitted[kind]);          \
+			else                                           \
+				account_add(reserve_failed[kind]);     \
+		}                                                      \
+		room_;                                                 \
 	})
 
 /* tells: enum mesh_told, what user space knows once it has this event. A lost one leaves it to the next to tell. */

@@ -65,6 +65,8 @@ var (
 		"The kernel's own count.", "role", "step")
 	Submitted = counter("sidelight.self.events.submitted", "sidelight_self_events_submitted_total", "{event}",
 		"Events that the kernel put into the ring.", "kind")
+	SampledOut = counter("sidelight.self.events.sampled_out", "sidelight_self_events_sampled_out_total", "{event}",
+		"Events that were not asked for; what they would have told is in the sums.", "kind")
 	Decoded = counter("sidelight.self.events.decoded", "sidelight_self_events_decoded_total", "{event}",
 		"Events that were read from the ring and decoded.", "kind")
 	Followed = gauge("sidelight.self.connections.followed", "sidelight_self_connections_followed", "{connection}",
@@ -72,7 +74,7 @@ var (
 	Untracked = counter("sidelight.self.untracked.closed", "sidelight_self_untracked_closed_total", "{connection}",
 		"Closed sockets that the kernel programs had not seen open.")
 	Aggregated = counter("sidelight.self.aggregated.closes", "sidelight_self_aggregated_closes_total", "{event}",
-		"Close events that found no room in the ring and whose sums the kernel kept: by edge, or by role and reason only.", "by")
+		"Close events that found no room in the ring or were not asked for, and whose sums the kernel kept: by edge, or by role and reason only.", "by")
 	EdgesFolded = counter("sidelight.self.edges.folded", "sidelight_self_edges_folded_total", "{record}",
 		"Records that went to the overflow edge, because max_edges was reached and no edge was idle. The sums of the overflow edge are exact.")
 	EdgesEvicted = counter("sidelight.self.edges.evicted", "sidelight_self_edges_evicted_total", "{edge}",

@@ -116,9 +116,10 @@ func printAudit(out io.Writer, r *auditReport) {
 	}
 	for _, kind := range connection.Kinds() {
 		name := kind.String()
-		fmt.Fprintf(out, "%-13s %d submitted, %d without room; %d decoded\n", name, k.Submitted[name], k.ReserveFailed[name], u.Decoded[name])
+		fmt.Fprintf(out, "%-13s %d submitted, %d without room, %d sampled out; %d decoded\n", name,
+			k.Submitted[name], k.ReserveFailed[name], k.SampledOut[name], u.Decoded[name])
 	}
-	fmt.Fprintf(out, "without room  %d closes kept as sums of their edge, %d as totals\n", k.Aggregated, k.Totalled)
+	fmt.Fprintf(out, "without event %d closes kept as sums of their edge, %d as totals\n", k.Aggregated, k.Totalled)
 	fmt.Fprintf(out, "end only      %d for want of storage\n", k.StorageFailed[client]+k.StorageFailed[server])
 	fmt.Fprintf(out, "not followed  %d that began before and were not adopted\n", k.AdoptFailed+k.UntrackedClosed)
 	if l := r.AccessLog; l != nil {
@@ -206,7 +207,7 @@ func kernelAccount(a datapath.Account) account.Kernel {
 		Aggregated: a.Aggregated, Totalled: a.Totalled,
 		Established: make(map[string]uint64), Adopted: make(map[string]uint64), Closed: make(map[string]uint64),
 		StorageFailed: make(map[string]uint64),
-		Submitted:     make(map[string]uint64), ReserveFailed: make(map[string]uint64),
+		Submitted:     make(map[string]uint64), ReserveFailed: make(map[string]uint64), SampledOut: make(map[string]uint64),
 	}
 	for _, role := range []connection.Role{connection.Client, connection.Server} {
 		k.Established[role.String()] = a.Established[role]
@@ -217,6 +218,7 @@ func kernelAccount(a datapath.Account) account.Kernel {
 	for _, kind := range connection.Kinds() {
 		k.Submitted[kind.String()] = a.Submitted[kind]
 		k.ReserveFailed[kind.String()] = a.ReserveFailed[kind]
+		k.SampledOut[kind.String()] = a.SampledOut[kind]
 	}
 	return k
 }

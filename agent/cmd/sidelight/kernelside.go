@@ -41,7 +41,7 @@ func (k *kernelSide) load(c *config.Config, logger *slog.Logger) error {
 		logger.Info("mounted bpffs", "at", datapath.BPFFS)
 	}
 	if k.datapath, err = datapath.Load(datapath.Options{
-		RingBytes: c.RingBytes, WakeupBytes: uint64(c.RingBytes) / 8, Cgroup: k.cgroup, FirstBytes: c.FirstByteTimes,
+		RingBytes: c.RingBytes, WakeupBytes: uint64(c.RingBytes) / 8, Cgroup: k.cgroup, FirstBytes: c.FirstByteTimes, Silent: silentKinds(c.Events),
 	}); err != nil {
 		return err
 	}
@@ -114,6 +114,17 @@ func (k *kernelSide) release() {
 	if k.datapath != nil {
 		k.datapath.Close()
 	}
+}
+
+// silentKinds are those that the kernel is not to send.
+func silentKinds(events string) []connection.Kind {
+	switch events {
+	case config.EventsCloses:
+		return []connection.Kind{connection.PreConnect, connection.Established}
+	case config.EventsNone:
+		return connection.Kinds()
+	}
+	return nil
 }
 
 func peerGroups(groups []config.PeerGroup) []enrich.PeerGroup {

@@ -117,6 +117,7 @@ func (v *values) addAccount(a *account.Account) {
 	for _, kind := range connection.Kinds() {
 		k := kind.String()
 		v.add(self.Submitted, a.Kernel.Submitted[k], k)
+		v.add(self.SampledOut, a.Kernel.SampledOut[k], k)
 		v.add(self.Decoded, a.User.Decoded[k], k)
 		v.add(self.Dropped, a.Kernel.ReserveFailed[k], "ring", k)
 	}
