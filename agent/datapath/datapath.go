@@ -187,8 +187,11 @@ func (d *Datapath) ProgramStats() ([]ProgramStats, error) {
 		name    string
 		program *ebpf.Program
 	}{
-		{"mesh_connect4", d.objects.MeshConnect4}, {"mesh_connect6", d.objects.MeshConnect6}, {"mesh_sockops", d.objects.MeshSockops},
-		{"mesh_state", d.objects.MeshState}, {"mesh_sweep", d.objects.MeshSweep},
+		{"mesh_connect4", d.objects.MeshConnect4},
+		{"mesh_connect6", d.objects.MeshConnect6},
+		{"mesh_sockops", d.objects.MeshSockops},
+		{"mesh_state", d.objects.MeshState},
+		{"mesh_sweep", d.objects.MeshSweep},
 	} {
 		stats, err := p.program.Stats()
 		if err != nil {

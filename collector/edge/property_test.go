@@ -30,7 +30,9 @@ func totals(s Snapshot, role connection.Role) Sums {
 
 func sameSums(got, want Sums) error {
 	for _, h := range []struct{ got, want *Histogram }{
-		{&got.ConnectDuration, &want.ConnectDuration}, {&got.ConnectionDuration, &want.ConnectionDuration}, {&got.RTT, &want.RTT},
+		{&got.ConnectDuration, &want.ConnectDuration},
+		{&got.ConnectionDuration, &want.ConnectionDuration},
+		{&got.RTT, &want.RTT},
 		{&got.FirstByteDuration, &want.FirstByteDuration},
 	} {
 		if err := sameHistogram(h.got, h.want); err != nil {
