@@ -126,6 +126,9 @@ func TestListen(t *testing.T) {
 		// The last step of the handshake finds no room: these clients are connected, and no server is. They learn it when they send,
 		// to a listener that is gone.
 		const room = 10
+		if emulatedMachine() {
+			e.t.Skip("a SYN is answered once more before the listener is gone, and whoever answers that is reset")
+		}
 		e.strayed = true
 		w, c, s := e.wired()
 		l, addr := s.listen(right4, many)

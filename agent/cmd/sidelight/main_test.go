@@ -364,6 +364,12 @@ func eventuallyWithin(t *testing.T, limit time.Duration, what string, f func() e
 	}
 }
 
+// emulatedMachine says that this machine is slower than TCP's timers expect.
+func emulatedMachine() bool {
+	n, _ := strconv.Atoi(os.Getenv(patience))
+	return n > 1
+}
+
 // patiently is a deadline on the machine that this runs on.
 func patiently(t *testing.T, limit time.Duration) time.Duration {
 	t.Helper()

@@ -17,7 +17,7 @@ import (
 
 // truthCount is how many connections each mix makes; fewer on a machine that is emulated.
 var truthCount = func() int {
-	if n, _ := strconv.Atoi(os.Getenv(patience)); n > 1 {
+	if emulatedMachine() {
 		return 1000
 	}
 	return 5000
