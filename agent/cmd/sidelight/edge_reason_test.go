@@ -104,7 +104,10 @@ func TestReasonOfOrderlyEnds(t *testing.T) {
 			clientEnd(c, "reset_by_local", request, 0):       many,
 			serverEnd(s, "reset_by_peer", response, request): many,
 		})
-		e.counted(map[string]uint64{"Tcp EstabResets": many, "Tcp OutRsts": many, "TcpExt TCPAbortOnData": many})
+		e.counted(map[string]uint64{"Tcp EstabResets": many, "TcpExt TCPAbortOnData": many})
+		if !emulatedMachine() { // there the server's data is sent again before it is let pass, and each gets a reset
+			e.counted(map[string]uint64{"Tcp OutRsts": many})
+		}
 	}}, edgeCase{"no patience after the FIN", func(e *scene) {
 		// With TCP_LINGER2 below 0 the kernel does not wait for the peer's FIN: when its own is acknowledged it resets the connection.
 		c, s := e.pair()
