@@ -106,7 +106,7 @@ func (l ledger) role(role string) ledger {
 // without leaves out retransmits, which a driver does not know beforehand.
 func (l ledger) without(what string) ledger {
 	kept := maps.Clone(l)
-	maps.DeleteFunc(kept, func(e entry, _ int64) bool { return e.what == what })
+	maps.DeleteFunc(kept, func(e entry, _ int64) bool { return strings.HasSuffix(e.what, what) })
 	return kept
 }
 
@@ -138,6 +138,7 @@ var metricNames = map[string]string{
 	"sidelight.tcp.sent":                   "sent",
 	"sidelight.tcp.received":               "received",
 	"sidelight.tcp.retransmits":            "retransmits",
+	"sidelight.tcp.syn.retransmits":        "syn_retransmits",
 }
 
 // scraped reads a ledger off the text of /metrics.

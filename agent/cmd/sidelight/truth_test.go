@@ -209,6 +209,7 @@ func (m *mix) verify(a *agent, k *keeper) {
 			got[l]++
 			sums.addLine(l)
 			sums[entry{l.edge, "retransmits", ""}] += attributeNumber(t, attributes, "sidelight.retransmits")
+			sums[entry{l.edge, "syn_retransmits", ""}] += attributeNumber(t, attributes, "sidelight.syn_retransmits")
 		}
 		if err := differ(got, m.lines, lost > 0); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -293,6 +294,8 @@ func (m *mix) verifyKernel(kernel map[string]uint64, told ledger) {
 		// __tcp_retransmit_skb() raises it together with tp->total_retrans, and tcp_rtx_synack() together with what the accepted
 		// socket's begins with. It has no other place, so it is ours unless a handshake was given up by the server's side.
 		"TcpRetransSegs": told.sum("retransmits"),
+		// The two places raise it too, the first for a segment with a SYN.
+		"TcpExtTCPSynRetrans": told.sum("syn_retransmits"),
 		// tcp_done() from SYN_SENT; who closes a connecting socket does without.
 		"TcpAttemptFails": told.sum("failures") - told.sumOf("failures", "aborted"),
 		// tcp_set_state() to CLOSE from ESTABLISHED or CLOSE_WAIT, at each end.
