@@ -35,8 +35,8 @@ type Config struct {
 	DrainInterval time.Duration `yaml:"drain_interval"`
 	// RingBytes is the size of the kernel's event ring, a power of two.
 	RingBytes uint32 `yaml:"ring_bytes"`
-	// Events are those that the kernel sends: all, closes (of connections that ended or failed), or none. Sums are exact with any; of none there
-	// are no log, no spans and no histograms.
+	// Events are those that the kernel sends: all, closes (of connections that ended or failed), or none. Sums are exact with any; with none there
+	// are no logs and spans, and histograms lack what ended between two sweeps.
 	Events string `yaml:"events"`
 	// FirstByteTimes asks the kernel for when the first bytes were sent and received, which costs some runs of a program a connection.
 	FirstByteTimes bool `yaml:"first_byte_times"`

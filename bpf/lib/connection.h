@@ -142,8 +142,12 @@ static __always_inline void connection_established(struct bpf_sock_ops *ctx, boo
 	conn->event.established_ns = now;
 	conn->phase = MESH_OPEN;
 	tp = bpf_skc_to_tcp_sock(sk);
-	if (tp) /* of a server they are those of its SYN-ACK */
-		conn->syn_retransmits = tp->total_retrans;
+	if (tp) {
+		conn->syn_retransmits = tp->total_retrans; /* of a server they are those of its SYN-ACK */
+		/* With TCP Fast Open the first bytes were in the SYN. */
+		conn->first_sent_ns = first_bytes && tp->bytes_sent ? now : 0;
+		conn->first_received_ns = first_bytes && totals_received(tp) ? now : 0;
+	}
 	/* One that was adopted while it connected: from here on its end comes to us, not to mesh_state. */
 	if (conn->traced) {
 		conn->traced = false;
