@@ -57,9 +57,20 @@ func TestMPTCP(t *testing.T) {
 				}
 				s.close(l)
 			}
+			// MPTCP probes a peer that seems to have no room with one byte, and sends that again: TCP has carried it.
+			probed := 0
+			if one.name == "both ends" {
+				for _, l := range e.waitLines(4 * many) {
+					if l.Role == "client" && l.Received == response+1 {
+						probed++
+					}
+				}
+			}
 			e.check(2*many, map[end]int{
-				clientEnd(c, "ok", request, response): 2 * many,
-				serverEnd(s, "ok", response, request): 2 * many,
+				clientEnd(c, "ok", request, response):   2*many - probed,
+				serverEnd(s, "ok", response, request):   2*many - probed,
+				clientEnd(c, "ok", request, response+1): probed,
+				serverEnd(s, "ok", response+1, request): probed,
 			})
 			if one.counter != "" {
 				e.counted(map[string]uint64{one.counter: 2 * many})
