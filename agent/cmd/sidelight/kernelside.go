@@ -33,13 +33,7 @@ func (k *kernelSide) check(cgroup string) (err error) {
 }
 
 // load takes what it needs of the kernel, attaching nothing.
-func (k *kernelSide) load(c *config.Config, logger *slog.Logger) error {
-	mounted, err := datapath.MountBPFFS()
-	if err != nil {
-		logger.Warn("bpffs is not there, and was not mounted", "error", err)
-	} else if mounted {
-		logger.Info("mounted bpffs", "at", datapath.BPFFS)
-	}
+func (k *kernelSide) load(c *config.Config) (err error) {
 	if k.datapath, err = datapath.Load(datapath.Options{
 		RingBytes: c.RingBytes, WakeupBytes: uint64(c.RingBytes) / 8, Cgroup: k.cgroup, FirstBytes: c.FirstByteTimes, Silent: silentKinds(c.Events),
 	}); err != nil {

@@ -67,7 +67,7 @@ func (n *node) prepare(ctx context.Context, options collectorOptions) error {
 	}, n.snapshot); err != nil {
 		return err
 	}
-	if err := n.load(&n.config, n.logger); err != nil {
+	if err := n.load(&n.config); err != nil {
 		return err
 	}
 	n.pipeline = pipeline.New(pipeline.Options{

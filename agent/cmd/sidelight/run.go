@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/sidelight-mesh/sidelight/agent/config"
+	"github.com/sidelight-mesh/sidelight/agent/datapath"
 )
 
 func runCommand() *cobra.Command {
@@ -97,6 +98,7 @@ func run(ctx context.Context, c config.Config) error {
 	if err != nil {
 		return err
 	}
+	mountBPFFS(logger)
 	if n.log != nil {
 		reopen := make(chan os.Signal, 1)
 		signal.Notify(reopen, syscall.SIGUSR1)
@@ -110,4 +112,14 @@ func run(ctx context.Context, c config.Config) error {
 		}()
 	}
 	return n.run(ctx, nil)
+}
+
+// mountBPFFS is for what outlives the agent, so only run needs it, and leaves it there.
+func mountBPFFS(logger *slog.Logger) {
+	mounted, err := datapath.MountBPFFS()
+	if err != nil {
+		logger.Warn("bpffs is not there, and was not mounted", "error", err)
+	} else if mounted {
+		logger.Info("mounted bpffs", "at", datapath.BPFFS)
+	}
 }
