@@ -57,7 +57,7 @@ struct {
 } connections SEC(".maps");
 
 /*
- * Purpose: events to user space. Writer: sockops. Deleter: user space, by reading. Size: set at load; the default of 4 MiB holds
+ * Purpose: events to user space. Writer: mesh_sockops, mesh_state. Deleter: user space, by reading. Size: set at load; the default of 4 MiB holds
  * about 30,000 events, or 6,000 loopback connections that user space has not yet read, and it reads every 50 ms.
  */
 struct {
@@ -66,7 +66,7 @@ struct {
 } events SEC(".maps");
 
 /*
- * Purpose: the kernel's side of the account. Writer: sockops and connect programs, each on its own CPU. Deleter: nobody.
+ * Purpose: the kernel's side of the account. Writer: mesh_sockops, mesh_adopt, mesh_state, each on its own CPU. Deleter: nobody.
  * Size: one struct, so that an event pays for one look-up.
  */
 struct {
@@ -77,7 +77,7 @@ struct {
 } account SEC(".maps");
 
 /*
- * Purpose: sums of connections whose MESH_CLOSE found no room in the ring. Writer: sockops. Deleter: nobody: user space takes the
+ * Purpose: sums of connections whose MESH_CLOSE found no room in the ring. Writer: mesh_sockops, mesh_state. Deleter: nobody: user space takes the
  * difference to what it read last, because a value that is deleted can still be added to by a program that holds it. Size: edges,
  * by peer address, that lose events in the life of the agent; what comes later goes to lost_totals.
  */
@@ -90,7 +90,7 @@ struct {
 } lost SEC(".maps");
 
 /*
- * Purpose: the same sums by role and reason only, for what finds no room in `lost`. Writer: sockops. Deleter: nobody.
+ * Purpose: the same sums by role and reason only, for what finds no room in `lost`. Writer: as of `lost`. Deleter: nobody.
  * Size: one for each role and reason.
  */
 struct {

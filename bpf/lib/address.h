@@ -16,28 +16,6 @@ static __always_inline void address_from_v4(__u8 *to, __u32 v4)
 }
 
 /* An IPv6 socket that talks IPv4 already holds the mapped form (tcp_v4_connect and sk_rcv_saddr_set keep it up to date). */
-static __always_inline void address_from_sockops(struct mesh_event *event, struct bpf_sock_ops *ctx)
-{
-	__u32 *local = (__u32 *)event->local_addr, *peer = (__u32 *)event->peer_addr;
-
-	if (ctx->family == AF_INET) {
-		address_from_v4(event->local_addr, ctx->local_ip4);
-		address_from_v4(event->peer_addr, ctx->remote_ip4);
-	} else {
-		local[0] = ctx->local_ip6[0];
-		local[1] = ctx->local_ip6[1];
-		local[2] = ctx->local_ip6[2];
-		local[3] = ctx->local_ip6[3];
-		peer[0] = ctx->remote_ip6[0];
-		peer[1] = ctx->remote_ip6[1];
-		peer[2] = ctx->remote_ip6[2];
-		peer[3] = ctx->remote_ip6[3];
-	}
-	event->local_port = ctx->local_port; /* host order */
-	event->peer_port = bpf_ntohl(ctx->remote_port); /* network order, in the upper half of the word on little-endian */
-}
-
-/* The same from the socket itself, where no context of a hook has it. */
 static __always_inline void address_from_socket(struct mesh_event *event, const struct sock_common *skc)
 {
 	__u32 *local = (__u32 *)event->local_addr, *peer = (__u32 *)event->peer_addr;

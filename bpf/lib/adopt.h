@@ -66,8 +66,6 @@ static __always_inline void adopt_connection(struct tcp_sock *tp)
 	socket_identify(&conn->event, tp);
 	if (state == BPF_TCP_SYN_SENT) {
 		conn->event.flags = MESH_ADOPTED;
-		/* Nothing is acknowledged yet: the SYN is what snd_una stands at. */
-		conn->event.client_isn = tp->snd_una;
 		conn->phase = MESH_CONNECTING;
 		account_add(attempts);
 		account_add(adopted_connecting);

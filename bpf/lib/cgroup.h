@@ -9,25 +9,16 @@
 /* The cgroup that the programs are attached to, for the iterators, which see all sockets. Set at load. */
 const volatile __u64 attached_cgroup = 1;
 
-static __always_inline struct cgroup *cgroup_of(struct sock *sk)
+/* The socket's cgroup, not the caller's: a process that moves to another cgroup takes no socket along. */
+static __always_inline __u64 cgroup_id_of(struct sock *sk)
 {
-	return sk->sk_cgrp_data.cgroup;
-}
-
-static __always_inline __u64 cgroup_number(struct cgroup *cgroup)
-{
+	struct cgroup *cgroup = sk->sk_cgrp_data.cgroup;
 	struct kernfs_node *kn;
 
 	if (!cgroup)
 		return 0;
 	kn = cgroup->kn;
 	return kn ? kn->id : 0;
-}
-
-/* The socket's cgroup, not the caller's: a process that moves to another cgroup takes no socket along. */
-static __always_inline __u64 cgroup_id_of(struct sock *sk)
-{
-	return cgroup_number(cgroup_of(sk));
 }
 
 #define CGROUP_DEPTH 64 /* that far below the root we look for the cgroup that we are attached to */
@@ -52,7 +43,7 @@ static __always_inline __u64 cgroup_ancestor(struct cgroup *cgroup, __u32 level)
 /* Whether the hooks see the socket: its cgroup is the one that they are attached to, or below it. */
 static __always_inline bool cgroup_is_ours(struct sock *sk)
 {
-	struct cgroup *cgroup = cgroup_of(sk);
+	struct cgroup *cgroup = sk->sk_cgrp_data.cgroup;
 	int level;
 
 	if (!cgroup)

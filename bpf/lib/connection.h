@@ -4,11 +4,10 @@
 #define SIDELIGHT_CONNECTION_H
 
 #include "account.h"
-#include "address.h"
-#include "cgroup.h"
 #include "emit.h"
 #include "end.h"
 #include "owner.h"
+#include "socket.h"
 #include "stateless.h"
 #include "totals.h"
 
@@ -43,15 +42,12 @@ static __always_inline void connection_identify(struct mesh_connection *conn, st
 
 	conn->event.role = role;
 	conn->event.cookie = bpf_get_socket_cookie(ctx);
-	address_from_sockops(&conn->event, ctx);
 	if (!tp)
 		return;
-	conn->event.cgroup_id = cgroup_id_of(&tp->inet_conn.icsk_inet.sk);
-	/*
-	 * The client has chosen its number and not yet used it. The server has stepped over the SYN, and with TCP Fast Open over
-	 * the SYN's data too.
-	 */
-	conn->event.client_isn = role == MESH_CLIENT ? tp->write_seq : tp->rcv_nxt - 1 - (__u32)tp->bytes_received;
+	socket_identify(&conn->event, tp);
+	/* The client has chosen its number and not yet used it: tcp_connect_init() comes after the hook. */
+	if (role == MESH_CLIENT)
+		conn->event.client_isn = tp->write_seq;
 }
 
 /* cgroup/connect4 and 6: connect() was called. A later connect() of the same socket starts a new connection. */
@@ -165,6 +161,7 @@ static __always_inline void connection_listen(struct bpf_sock_ops *ctx)
 
 	if (!sk)
 		return;
+	stateless_forget(ctx);
 	conn = connection_renew(sk);
 	if (conn)
 		owner_from_current(&conn->event.owner);

@@ -4,9 +4,8 @@
 
 #include <linux/errno.h>
 
-#include "../abi.h"
-#include "../maps.h"
 #include "../kernel.h"
+#include "../maps.h"
 
 static __always_inline __u8 reason_of_errno(__u32 err)
 {
@@ -45,9 +44,8 @@ static __always_inline bool reason_is_abort_on_data(const struct mesh_connection
 
 /*
  * Why a socket reached TCP_CLOSE. sk_err is set before the state on every path that has an error to tell (tcp_reset,
- * tcp_write_err, tcp_abort), but not on those where the local process ends the connection: tcp_disconnect() and the
- * unread-data branch of __tcp_close() change the state first and send the RST after. The state it left tells those apart:
- * an orderly close leaves by LAST_ACK, CLOSING or FIN_WAIT2.
+ * tcp_write_err, tcp_abort), but not on those where the local process or the kernel ends the connection by a reset of its own:
+ * tcp_disconnect(), the unread-data branch of __tcp_close(), tcp_out_of_resources().
  */
 static __always_inline __u8 reason_of_close(const struct mesh_connection *conn, struct tcp_sock *tp, bool established,
 					    __u8 old_state)
@@ -76,16 +74,9 @@ static __always_inline __u8 reason_of_close(const struct mesh_connection *conn, 
 		return reason_of_errno(err);
 	if (!established)
 		return MESH_ABORTED;
-	switch (old_state) {
-	case BPF_TCP_LAST_ACK:
-	case BPF_TCP_CLOSING:
-	case BPF_TCP_TIME_WAIT:
+	/* To TIME_WAIT as an orphan, unless TCP_LINGER2 forbids it; close() with unread data makes the orphan later. */
+	if (old_state == BPF_TCP_FIN_WAIT2 && sk_flags & 1UL << SOCK_DEAD && tp->linger2 >= 0)
 		return MESH_OK;
-	case BPF_TCP_FIN_WAIT2:
-		/* To TIME_WAIT as an orphan, unless TCP_LINGER2 forbids it; close() with unread data makes the orphan later. */
-		if (sk_flags & 1UL << SOCK_DEAD && tp->linger2 >= 0)
-			return MESH_OK;
-	}
 	return MESH_RESET_BY_LOCAL;
 }
 

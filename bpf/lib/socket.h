@@ -5,10 +5,11 @@
 
 #include "address.h"
 #include "cgroup.h"
+#include "totals.h"
 
 /*
  * bytes_acked counts the SYN of who connected, whose acknowledgement moved snd_una; an accepted socket's snd_una starts behind its
- * SYN. bytes_received counts no SYN, and the FIN like rcv_nxt does.
+ * SYN. bytes_received counts no SYN; the FIN and, with TCP Fast Open, the SYN's data it counts like rcv_nxt does.
  */
 static __always_inline __u32 socket_client_isn(struct tcp_sock *tp, __u8 role)
 {
@@ -32,22 +33,12 @@ static __always_inline void socket_identify(struct mesh_event *event, struct tcp
 static __always_inline __u8 socket_role(struct tcp_sock *tp)
 {
 	struct inet_bind_bucket *bucket = tp->inet_conn.icsk_bind_hash;
-	__u64 acked = tp->bytes_acked + (__u32)(tp->snd_nxt - tp->snd_una);
+	__u8 state = tp->inet_conn.icsk_inet.sk.__sk_common.skc_state;
 
-	if (bucket && bucket->fastreuse < 0)
+	if (state == BPF_TCP_SYN_SENT || (bucket && bucket->fastreuse < 0))
 		return MESH_CLIENT;
-	switch (tp->inet_conn.icsk_inet.sk.__sk_common.skc_state) {
-	case BPF_TCP_SYN_SENT:
-		return MESH_CLIENT;
-	case BPF_TCP_FIN_WAIT1:
-	case BPF_TCP_FIN_WAIT2:
-	case BPF_TCP_CLOSING:
-	case BPF_TCP_LAST_ACK:
-		/* Our FIN counts too, once it left: as in totals_sent(). */
-		if (acked && tp->snd_nxt == tp->write_seq)
-			acked--;
-	}
-	return acked > tp->bytes_sent - tp->bytes_retrans ? MESH_CLIENT : MESH_SERVER;
+	/* As a server's, which has no SYN to leave out, a client's total is one too many. */
+	return totals_sent(tp, MESH_SERVER, state) > tp->bytes_sent - tp->bytes_retrans ? MESH_CLIENT : MESH_SERVER;
 }
 
 #endif

@@ -32,6 +32,15 @@ static __always_inline void stateless_begin(struct bpf_sock_ops *ctx, __u8 role)
 	callbacks_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG | STATELESS_SERVER);
 }
 
+/* BPF_SOCK_OPS_TCP_LISTEN_CB: accepted sockets inherit the mask, and must not take their listener's past for their own. */
+static __always_inline void stateless_forget(struct bpf_sock_ops *ctx)
+{
+	__u32 marks = ctx->bpf_sock_ops_cb_flags & (STATELESS_CLIENT | STATELESS_SERVER);
+
+	if (marks)
+		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~marks);
+}
+
 /* BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB. Without the mark it began before we did and was not adopted. */
 static __always_inline void stateless_established(struct bpf_sock_ops *ctx)
 {

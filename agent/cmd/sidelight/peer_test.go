@@ -95,6 +95,9 @@ func runPeer(role string) error {
 	if role == "holder" {
 		return runHolder()
 	}
+	if role == "relisten" {
+		return runRelisten()
+	}
 	if role == "burn" {
 		for n := 0; ; n++ {
 			runtime.KeepAlive(n)

@@ -46,8 +46,8 @@ func steps(patience int) []step {
 		{program: liveTests, tests: []string{
 			"TestConnections", "TestServerBeforeAgent", "TestAdoption", "TestAdoptionConnecting", "TestFirstBytes", "TestOutside", "TestSweep",
 			"TestLoss", "TestLossWithoutRoom", "TestAudit", "TestExport", "TestOTelConfig", "TestRotation", "TestEndpoints",
-			"TestDemo", "TestDemoInterrupted", "TestRecord", "TestRecordBesideRun", "TestStopIsNotHeldUp", "TestEvents", "TestTruth", "TestTruthAttach",
-			"TestTruthBare", "TestConnect", "TestHalfClose", "TestTimeWait", "TestListen", "TestOwner", "TestCut", "TestUnreachable",
+			"TestDemo", "TestDemoInterrupted", "TestBPFFS", "TestRecord", "TestRecordBesideRun", "TestStopIsNotHeldUp", "TestEvents", "TestTruth", "TestTruthAttach",
+			"TestTruthBare", "TestBareListener", "TestConnect", "TestHalfClose", "TestTimeWait", "TestListen", "TestOwner", "TestCut", "TestUnreachable",
 			"TestFastOpen", "TestMPTCP", "TestLongStream", "TestReasonOfOrderlyEnds",
 		}, env: []string{"SIDELIGHT_TEST_PATIENCE=" + strconv.Itoa(patience)}},
 	}
