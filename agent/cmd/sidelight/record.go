@@ -72,7 +72,7 @@ func record(ctx context.Context, c config.Config, output string, duration time.D
 	slog.SetDefault(logger)
 	r := &recorder{failed: make(chan error, 2)}
 	defer r.release()
-	if err := r.prepare(&c, output, logger); err != nil {
+	if err := r.prepare(&c, output); err != nil {
 		return inputError{err}
 	}
 	if err := r.attach(logger); err != nil {
@@ -100,7 +100,7 @@ func record(ctx context.Context, c config.Config, output string, duration time.D
 }
 
 // prepare takes what recording needs, attaching nothing. The file is made last.
-func (r *recorder) prepare(c *config.Config, output string, logger *slog.Logger) error {
+func (r *recorder) prepare(c *config.Config, output string) error {
 	if err := r.check(c.Cgroup); err != nil {
 		return err
 	}
