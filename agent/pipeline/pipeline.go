@@ -150,12 +150,12 @@ func (p *Pipeline) handOn() {
 	}
 }
 
-// finished returns those of the batch that are of connections that ended. What waits for a log holds no others.
+// finished returns those of the batch that are of connections that ended. What waits for a log holds no others, nor much room for them.
 func (p *Pipeline) finished() []enrich.Record {
 	switch {
 	case p.closes == 0 || len(p.options.Finished) == 0:
 		return nil
-	case p.closes == len(p.batch):
+	case p.closes == len(p.batch) && p.closes > cap(p.batch)/2:
 		return p.batch
 	}
 	finished := make([]enrich.Record, 0, p.closes)

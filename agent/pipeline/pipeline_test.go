@@ -256,6 +256,23 @@ func TestFinished(t *testing.T) {
 	}
 }
 
+// TestFinishedTakesNoRoom gives those who may keep a batch for long no more memory than it needs.
+func TestFinishedTakesNoRoom(t *testing.T) {
+	var calls strings.Builder
+	finished := &sink{name: "f", calls: &calls}
+	p := New(Options{Limit: 10, Clock: ticking(), Identify: identify, Finished: []Sink{finished}})
+	for n := range 3 * batchHint {
+		for cookie := range uint64(n + 1) {
+			e := event(closed, cookie)
+			p.HandleEvent(&e)
+		}
+		p.HandleDrained(true)
+		if got := finished.batches[n]; len(got) != n+1 || cap(got) > 2*len(got) {
+			t.Fatalf("%d records in the room of %d, want %d", len(got), cap(got), n+1)
+		}
+	}
+}
+
 // TestSweepTellsNews hands on what a sweep found if it is new, in batches, and forgets what a sweep over all did not find, which it asks
 // for when a close was lost.
 func TestSweepTellsNews(t *testing.T) {

@@ -118,3 +118,24 @@ func TestFairQueueCountsEverything(t *testing.T) {
 		}
 	}
 }
+
+// TestTheRefusedTakeNoRoom: what waits holds no more memory than what the limit allows, however little of each batch was admitted.
+func TestTheRefusedTakeNoRoom(t *testing.T) {
+	const limit = 1000
+	flood, quiet := &enrich.Workload{Name: "flood"}, &enrich.Workload{Name: "quiet"}
+	q := NewFair(limit)
+	for i := range limit {
+		q.Consume(slices.Concat(of(flood, numbered(0, 100)), of(quiet, numbered(i, 1)), of(flood, numbered(0, 100))))
+	}
+	batches, ok := q.Next(t.Context())
+	if !ok {
+		t.Fatal("nothing")
+	}
+	records, room := 0, 0
+	for _, b := range batches {
+		records, room = records+len(b), room+cap(b)
+	}
+	if records > limit || room > 2*limit {
+		t.Errorf("%d records in the room of %d, the limit is %d", records, room, limit)
+	}
+}

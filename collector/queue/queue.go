@@ -3,6 +3,7 @@ package queue
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
@@ -119,7 +120,7 @@ func (q *Queue) admit(batch []enrich.Record) []enrich.Record {
 			continue
 		}
 		if refused == 0 {
-			admitted = append(make([]enrich.Record, 0, len(batch)), batch[:i]...)
+			admitted = slices.Clone(batch[:i]) // and no room for the refused: it would wait as long as the admitted
 		}
 		refused++
 	}
