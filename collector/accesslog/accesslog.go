@@ -85,12 +85,8 @@ func (l *Log) Reopen() error {
 	return nil
 }
 
-// Consume queues the finished connections of a batch.
-func (l *Log) Consume(batch []enrich.Record) {
-	if closes := queue.Finished(batch); len(closes) > 0 {
-		l.queue.Consume(closes)
-	}
-}
+// Consume queues a batch of connections that ended.
+func (l *Log) Consume(batch []enrich.Record) { l.queue.Consume(batch) }
 
 // Run writes until Close was called and everything queued is written.
 func (l *Log) Run() {

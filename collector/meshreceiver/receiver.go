@@ -106,10 +106,8 @@ func (r *meshReceiver) runLogs(ctx context.Context) {
 			return
 		}
 		logs := newLogs(&r.settings, batches)
-		// Counted now: what was handed on is the pipeline's, also when it refuses it.
 		count := &HandedOn
-		records = logs.LogRecordCount()
-		if records > 0 && !r.deliver("logs", func(ctx context.Context) error { return r.nextLogs.ConsumeLogs(ctx, logs) }) {
+		if !r.deliver("logs", func(ctx context.Context) error { return r.nextLogs.ConsumeLogs(ctx, logs) }) {
 			count = &Dropped
 		}
 		count.Logs.Add(uint64(records))
@@ -124,8 +122,7 @@ func (r *meshReceiver) runTraces(ctx context.Context) {
 		}
 		traces := newTraces(&r.settings, batches)
 		count := &HandedOn
-		records = traces.SpanCount()
-		if records > 0 && !r.deliver("traces", func(ctx context.Context) error { return r.nextTraces.ConsumeTraces(ctx, traces) }) {
+		if !r.deliver("traces", func(ctx context.Context) error { return r.nextTraces.ConsumeTraces(ctx, traces) }) {
 			count = &Dropped
 		}
 		count.Spans.Add(uint64(records))

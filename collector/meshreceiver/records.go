@@ -57,13 +57,11 @@ func workloadResource(to pcommon.Map, w *enrich.Workload, host string) {
 	}
 }
 
-// finished calls f for each connection that ended.
-func finished(batches [][]enrich.Record, f func(*enrich.Record)) {
+// eachRecord calls f for each record.
+func eachRecord(batches [][]enrich.Record, f func(*enrich.Record)) {
 	for _, batch := range batches {
 		for i := range batch {
-			if batch[i].Event.Kind == connection.Close {
-				f(&batch[i])
-			}
+			f(&batch[i])
 		}
 	}
 }
@@ -72,7 +70,7 @@ func timestamp(r *enrich.Record, monotonicNS uint64) pcommon.Timestamp {
 	return pcommon.Timestamp(r.Clock.WallNS(monotonicNS))
 }
 
-// newLogs makes the access log: one record for each connection that ended.
+// newLogs makes the access log: one log record for each record of a connection that ended.
 func newLogs(settings *Settings, batches [][]enrich.Record) plog.Logs {
 	logs := plog.NewLogs()
 	to := byWorkload[plog.ScopeLogs]{
@@ -84,7 +82,7 @@ func newLogs(settings *Settings, batches [][]enrich.Record) plog.Logs {
 			return r.Resource(), scope
 		},
 	}
-	finished(batches, func(r *enrich.Record) {
+	eachRecord(batches, func(r *enrich.Record) {
 		e := &r.Event
 		trace := e.Trace()
 		log := to.scope(r.Identity.Local).LogRecords().AppendEmpty()
@@ -107,7 +105,7 @@ func newLogs(settings *Settings, batches [][]enrich.Record) plog.Logs {
 	return logs
 }
 
-// newTraces makes a span of each connection that ended.
+// newTraces makes a span of each record of a connection that ended.
 func newTraces(settings *Settings, batches [][]enrich.Record) ptrace.Traces {
 	traces := ptrace.NewTraces()
 	to := byWorkload[ptrace.ScopeSpans]{
@@ -119,7 +117,7 @@ func newTraces(settings *Settings, batches [][]enrich.Record) ptrace.Traces {
 			return r.Resource(), scope
 		},
 	}
-	finished(batches, func(r *enrich.Record) {
+	eachRecord(batches, func(r *enrich.Record) {
 		fillSpan(to.scope(r.Identity.Local).Spans().AppendEmpty(), r)
 	})
 	return traces

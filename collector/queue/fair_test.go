@@ -55,8 +55,8 @@ func TestAQueueThatIsNotFairIsOfWhoComesFirst(t *testing.T) {
 	q := New(100)
 	q.Consume(of(&enrich.Workload{}, numbered(0, 100)))
 	q.Consume(of(&enrich.Workload{}, numbered(0, 1)))
-	if q.Dropped() != 1 || q.Len() != 100 {
-		t.Errorf("%d dropped of 101, %d wait", q.Dropped(), q.Len())
+	if q.Dropped() != 1 || q.len() != 100 {
+		t.Errorf("%d dropped of 101, %d wait", q.Dropped(), q.len())
 	}
 }
 
@@ -94,17 +94,17 @@ func TestFairQueueCountsEverything(t *testing.T) {
 			}
 			offered += len(batch)
 			q.Consume(batch)
-			if q.Len() > limit {
-				t.Fatalf("%d wait, the limit is %d", q.Len(), limit)
+			if q.len() > limit {
+				t.Fatalf("%d wait, the limit is %d", q.len(), limit)
 			}
-			if q.Len() > 0 && random.IntN(5) == 0 {
+			if q.len() > 0 && random.IntN(5) == 0 {
 				for _, n := range count(t, q) {
 					taken += n
 				}
 				clear(wanted)
 			}
 		}
-		if left := q.Len(); left > 0 {
+		if left := q.len(); left > 0 {
 			full := left == limit
 			for w, n := range count(t, q) {
 				taken += n

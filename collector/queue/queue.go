@@ -6,32 +6,10 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
 )
 
-// Finished returns the records of connections that ended. It is the batch itself if all of them are.
-func Finished(batch []enrich.Record) []enrich.Record {
-	n := 0
-	for i := range batch {
-		if batch[i].Event.Kind == connection.Close {
-			n++
-		}
-	}
-	if n == len(batch) {
-		return batch
-	}
-	finished := make([]enrich.Record, 0, n)
-	for i := range batch {
-		if batch[i].Event.Kind == connection.Close {
-			finished = append(finished, batch[i])
-		}
-	}
-	return finished
-}
-
-// Queue is bounded by the number of records. What does not fit is dropped and counted, the newest first. Safe for concurrent
-// use.
+// Queue is bounded by the number of records. What does not fit is dropped and counted, the newest first. Safe for concurrent use.
 type Queue struct {
 	limit int
 	ready chan struct{}
@@ -68,7 +46,7 @@ func NewFair(limit int) *Queue {
 	return q
 }
 
-// Consume puts a batch in, whole or not at all: it makes the queue a pipeline.Sink.
+// Consume puts a batch in, unless the queue is fair whole or not at all: it makes the queue a pipeline.Sink.
 func (q *Queue) Consume(batch []enrich.Record) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -130,8 +108,8 @@ func (q *Queue) admit(batch []enrich.Record) []enrich.Record {
 	return admitted
 }
 
-// Next takes out everything that waits, and waits itself for at least one batch. Until Done it still counts as waiting. After Close it gives what is left and then
-// false; when the context ends, false.
+// Next takes out everything that waits, and waits itself for at least one batch. Until Done it still counts as waiting. After Close it
+// gives what is left and then false; when the context ends, false.
 func (q *Queue) Next(ctx context.Context) ([][]enrich.Record, bool) {
 	for {
 		// Read before the queue is: a batch that came before the context ended is not left behind.
@@ -186,13 +164,6 @@ func (q *Queue) Waiting() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.records + q.held
-}
-
-// Len is the number of records that wait in the queue.
-func (q *Queue) Len() int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.records
 }
 
 func (q *Queue) signal() {

@@ -56,21 +56,21 @@ func TestABatchGoesInWholeOrNotAtAll(t *testing.T) {
 		{batch(9), 5, 4},
 	} {
 		q.Consume(step.batch)
-		if q.Len() != step.len || q.Dropped() != uint64(step.dropped) {
-			t.Fatalf("after %v: %d wait, %d dropped; want %d and %d", cookies([][]enrich.Record{step.batch}), q.Len(), q.Dropped(), step.len, step.dropped)
+		if q.len() != step.len || q.Dropped() != uint64(step.dropped) {
+			t.Fatalf("after %v: %d wait, %d dropped; want %d and %d", cookies([][]enrich.Record{step.batch}), q.len(), q.Dropped(), step.len, step.dropped)
 		}
 	}
 	batches, ok := q.Next(t.Context())
 	if got := cookies(batches); !ok || len(batches) != 3 || !slices.Equal(got, []uint64{1, 2, 3, 7, 8}) {
 		t.Errorf("Next = %v in %d batches, %v; want 1 2 3 7 8 in three", got, len(batches), ok)
 	}
-	if q.Len() != 0 {
-		t.Errorf("%d wait after Next, want none", q.Len())
+	if q.len() != 0 {
+		t.Errorf("%d wait after Next, want none", q.len())
 	}
 	q.Consume(numbered(0, 5))
 	q.Consume(numbered(5, 6)) // never fits
-	if q.Len() != 5 || q.Dropped() != 4+6 {
-		t.Errorf("after Next: %d wait, %d dropped; want 5 and 10", q.Len(), q.Dropped())
+	if q.len() != 5 || q.Dropped() != 4+6 {
+		t.Errorf("after Next: %d wait, %d dropped; want 5 and 10", q.len(), q.Dropped())
 	}
 }
 
@@ -175,7 +175,7 @@ func TestNothingIsLeftWhenTheContextEndsAfterConsume(t *testing.T) {
 			cancel()
 		}})
 		if !ok || !slices.Equal(cookies(batches), []uint64{1}) {
-			t.Fatalf("Next = %v, %v, and %d left behind; want 1", cookies(batches), ok, q.Len())
+			t.Fatalf("Next = %v, %v, and %d left behind; want 1", cookies(batches), ok, q.len())
 		}
 	}
 }
@@ -188,7 +188,7 @@ func TestConcurrentUseLosesNothing(t *testing.T) {
 		writing.Go(func() {
 			for i := range rounds {
 				q.Consume(numbered((w*rounds+i)*size, size))
-				_, _ = q.Len(), q.Dropped()
+				_, _ = q.len(), q.Dropped()
 			}
 		})
 	}
@@ -275,12 +275,19 @@ func TestWait(t *testing.T) {
 func TestWhatNextGaveWaitsUntilDone(t *testing.T) {
 	q := New(5)
 	q.Consume(batch(1, 2, 3))
-	if _, ok := q.Next(t.Context()); !ok || q.Waiting() != 3 || q.Len() != 0 {
-		t.Errorf("%d wait, %d in the queue; want 3 and none", q.Waiting(), q.Len())
+	if _, ok := q.Next(t.Context()); !ok || q.Waiting() != 3 || q.len() != 0 {
+		t.Errorf("%d wait, %d in the queue; want 3 and none", q.Waiting(), q.len())
 	}
 	q.Consume(numbered(4, 5)) // there is room for as many as ever
 	q.Done(2)
 	if q.Waiting() != 6 || q.Dropped() != 0 {
 		t.Errorf("%d wait, %d dropped; want 6 and none", q.Waiting(), q.Dropped())
 	}
+}
+
+// len is the number of records in the queue.
+func (q *Queue) len() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.records
 }
