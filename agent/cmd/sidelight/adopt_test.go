@@ -2,13 +2,10 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -141,7 +138,7 @@ func TestAdoptionConnecting(t *testing.T) {
 	_ = client.Wait() // it was killed
 	a.waitClosed()
 	// How often it tries depends on the kernel: tcp_syn_linear_timeouts.
-	retransmits := synRetransmits(t, ns)
+	retransmits := mibs(t, ns)["TcpExtTCPSynRetrans"]
 	if err := a.wants(map[string]uint64{
 		`sidelight_tcp_connection_attempts_total{role="client"}`:                  count,
 		`sidelight_tcp_connection_failures_total{reason="aborted",role="client"}`: count,
@@ -169,28 +166,6 @@ func TestAdoptionConnecting(t *testing.T) {
 	if retransmits != 0 {
 		t.Errorf("%d SYNs that were sent again are in no line", int64(retransmits))
 	}
-}
-
-// synRetransmits is the namespace's own count.
-func synRetransmits(t *testing.T, ns netns.NsHandle) (count uint64) {
-	t.Helper()
-	if err := lab.In(ns, func() error {
-		text, err := os.ReadFile("/proc/thread-self/net/netstat")
-		if err != nil {
-			return err
-		}
-		names, rest, _ := strings.Cut(string(text), "\n")
-		values, _, _ := strings.Cut(rest, "\n")
-		i := slices.Index(strings.Fields(names), "TCPSynRetrans")
-		if i < 0 {
-			return errors.New("no TCPSynRetrans")
-		}
-		count, err = strconv.ParseUint(strings.Fields(values)[i], 10, 64)
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	return count
 }
 
 // States of a socket, as /proc/net/tcp has them; of an open one nothing waits in either queue.

@@ -31,7 +31,7 @@ func TestHalfClose(t *testing.T) {
 			clientEnd(c, "ok", request, response): many,
 			serverEnd(s, "ok", response, request): many,
 		})
-		e.counted(map[string]uint64{"Tcp EstabResets": 0, "Tcp OutRsts": 0})
+		e.counted(map[string]uint64{"TcpEstabResets": 0, "TcpOutRsts": 0})
 	}}, edgeCase{"server first", func(e *scene) {
 		c, s := e.pair()
 		l, addr := s.listen(loopback6, many)
@@ -54,7 +54,7 @@ func TestHalfClose(t *testing.T) {
 			clientEnd(c, "ok", response, request): many,
 			serverEnd(s, "ok", request, response): many,
 		})
-		e.counted(map[string]uint64{"Tcp EstabResets": 0, "Tcp OutRsts": 0})
+		e.counted(map[string]uint64{"TcpEstabResets": 0, "TcpOutRsts": 0})
 	}}, edgeCase{"closed, then data", func(e *scene) {
 		// The FIN is acknowledged, and close() leaves the rest to a socket of TIME_WAIT's kind: the line comes then. What the server sends
 		// later is answered with a reset that is of no connection of the client any more.
@@ -80,7 +80,7 @@ func TestHalfClose(t *testing.T) {
 			clientEnd(c, "ok", request, 0):             many,
 			serverEnd(s, "reset_by_peer", 10, request): many,
 		})
-		e.counted(map[string]uint64{"Tcp EstabResets": many, "Tcp OutRsts": many, "TcpExt TCPAbortOnData": 0})
+		e.counted(map[string]uint64{"TcpEstabResets": many, "TcpOutRsts": many, "TcpExtTCPAbortOnData": 0})
 	}}, edgeCase{"closed, then data with the acknowledgement", func(e *scene) {
 		// The same from outside, and the same reason; but here one segment does both, and the reset is of the client's socket.
 		c, s := e.pair()
@@ -99,6 +99,6 @@ func TestHalfClose(t *testing.T) {
 			clientEnd(c, "ok", request, 0):             many,
 			serverEnd(s, "reset_by_peer", 10, request): many,
 		})
-		e.counted(map[string]uint64{"Tcp EstabResets": many, "Tcp OutRsts": many})
+		e.counted(map[string]uint64{"TcpEstabResets": many, "TcpOutRsts": many})
 	}})
 }

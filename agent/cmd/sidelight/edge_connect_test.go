@@ -64,7 +64,7 @@ func TestConnect(t *testing.T) {
 			clientEnd(c, "ok", request, 0): many,
 			serverEnd(s, "ok", 0, request): many,
 		})
-		e.counted(map[string]uint64{"Tcp AttemptFails": 0})
+		e.counted(map[string]uint64{"TcpAttemptFails": 0})
 	}}, edgeCase{"non-blocking, abandoned", func(e *scene) {
 		w, c, s := e.wired()
 		_, addr := s.listen(right6, many)
@@ -77,7 +77,7 @@ func TestConnect(t *testing.T) {
 		c.close(clients...)
 		e.check(many, map[end]int{clientEnd(c, "aborted", 0, 0): many})
 		// The kernel counts as failed what an answer or a timer ends.
-		e.counted(map[string]uint64{"Tcp AttemptFails": 0})
+		e.counted(map[string]uint64{"TcpAttemptFails": 0})
 	}}, edgeCase{"abandoned, and answered all the same", func(e *scene) {
 		// The server's kernel answers a SYN whose sender is gone, and gets a reset: no connection of the server's.
 		w, c, s := e.wired()
@@ -93,7 +93,7 @@ func TestConnect(t *testing.T) {
 		w.set(pass)
 		// A SYN that was sent again meanwhile gets another answer, and that another reset.
 		eventually(e.t, "the server's kernel to give up", func() error {
-			if resets, fails := e.counter("Tcp OutRsts"), e.counter("Tcp AttemptFails"); resets < many || fails < many {
+			if resets, fails := e.counter("TcpOutRsts"), e.counter("TcpAttemptFails"); resets < many || fails < many {
 				return fmt.Errorf("%d resets, %d failed", resets, fails)
 			}
 			return nil
@@ -119,7 +119,7 @@ func TestConnect(t *testing.T) {
 			clientEnd(c, "ok", request, 0): many,
 			serverEnd(s, "ok", 0, request): many,
 		})
-		e.counted(map[string]uint64{"Tcp AttemptFails": 2 * many})
+		e.counted(map[string]uint64{"TcpAttemptFails": 2 * many})
 		uids := make(map[string]bool)
 		for _, l := range lines {
 			uids[l.UID] = true
@@ -155,7 +155,7 @@ func TestConnect(t *testing.T) {
 			clientEnd(c, "ok", 2*request, request):           many,
 			serverEnd(s, "ok", request, 2*request):           many,
 		})
-		e.counted(map[string]uint64{"Tcp EstabResets": 2 * many, "Tcp OutRsts": many})
+		e.counted(map[string]uint64{"TcpEstabResets": 2 * many, "TcpOutRsts": many})
 	}}, edgeCase{"disconnected while connecting, then connected", func(e *scene) {
 		w, c, s := e.wired()
 		l, addr := s.listen(right4, many)
@@ -194,7 +194,7 @@ func TestConnect(t *testing.T) {
 			}
 		}
 		e.check(2*many, map[end]int{clientEnd(c, "ok", request, request): 2 * many})
-		e.counted(map[string]uint64{"Tcp OutRsts": 0, "Tcp AttemptFails": 0})
+		e.counted(map[string]uint64{"TcpOutRsts": 0, "TcpAttemptFails": 0})
 	}}, edgeCase{"to each other", func(e *scene) {
 		// SYNs cross: both ends have connected, there is no server. Each end takes its own SYN for the first, so each is a trace of its own.
 		w, a, b := e.wired()
@@ -233,7 +233,7 @@ func TestConnect(t *testing.T) {
 		other := clientEnd(b, "ok", 2*request, request)
 		other.Cgroup = "server"
 		e.check(2*many, map[end]int{clientEnd(a, "ok", request, 2*request): many, other: many})
-		e.counted(map[string]uint64{"Tcp OutRsts": 0, "Tcp AttemptFails": 0})
+		e.counted(map[string]uint64{"TcpOutRsts": 0, "TcpAttemptFails": 0})
 	}}, edgeCase{"link-local addresses", func(e *scene) {
 		w, c, s := e.wired()
 		at := netip.AddrPortFrom(rightLocal.WithZone(fmt.Sprint(w.zone[1])), 0)

@@ -52,7 +52,7 @@ func TestCut(t *testing.T) {
 			clientEnd(c, "timeout", request, 0): many,
 			serverEnd(s, "reset_by_peer", 0, 0): many,
 		})
-		e.counted(map[string]uint64{"Tcp EstabResets": many})
+		e.counted(map[string]uint64{"TcpEstabResets": many})
 	}}, edgeCase{"keepalive", func(e *scene) {
 		w, c, s := e.wired()
 		_, clients, servers := open(c, s)
@@ -76,7 +76,7 @@ func TestCut(t *testing.T) {
 			clientEnd(c, "timeout", request, 0):       many,
 			serverEnd(s, "reset_by_peer", 0, request): many,
 		})
-		e.counted(map[string]uint64{"Tcp EstabResets": many})
+		e.counted(map[string]uint64{"TcpEstabResets": many})
 	}}, edgeCase{"SOCK_DESTROY", func(e *scene) {
 		w, c, s := e.wired()
 		addr, clients, servers := open(c, s)
@@ -120,7 +120,7 @@ func TestCut(t *testing.T) {
 			serverEnd(s, "reset_by_peer", 0, request):  many,
 			clientEnd(c, "reset_by_local", 0, 0):       many, // these had not been answered yet
 		})
-		e.counted(map[string]uint64{"Tcp EstabResets": 2 * many, "Tcp AttemptFails": many})
+		e.counted(map[string]uint64{"TcpEstabResets": 2 * many, "TcpAttemptFails": many})
 	}}, edgeCase{"host gone", func(e *scene) {
 		// The server's process is killed and its FIN lost. Each end sends into the void until its kernel gives up.
 		w, c, s := e.wired("ipv4/tcp_retries2=2", "ipv4/tcp_orphan_retries=2")
@@ -134,6 +134,6 @@ func TestCut(t *testing.T) {
 			clientEnd(c, "timeout", request, 0): many,
 			serverEnd(s, "timeout", 0, 0):       many,
 		})
-		e.counted(map[string]uint64{"Tcp EstabResets": many})
+		e.counted(map[string]uint64{"TcpEstabResets": many})
 	}})
 }

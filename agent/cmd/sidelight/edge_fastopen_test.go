@@ -46,7 +46,7 @@ func TestFastOpen(t *testing.T) {
 			}
 		}
 		ok(e, c, s, 2*many)
-		e.counted(map[string]uint64{"TcpExt TCPFastOpenActive": 2 * many, "TcpExt TCPFastOpenPassive": 2 * many})
+		e.counted(map[string]uint64{"TcpExtTCPFastOpenActive": 2 * many, "TcpExtTCPFastOpenPassive": 2 * many})
 	}}, edgeCase{"with a cookie", func(e *scene) {
 		// The first connection gets the cookie, and sends its data after the handshake.
 		c, s := e.pair(fastopenBoth)
@@ -59,7 +59,7 @@ func TestFastOpen(t *testing.T) {
 		}
 		ok(e, c, s, many)
 		e.counted(map[string]uint64{
-			"TcpExt TCPFastOpenCookieReqd": 1, "TcpExt TCPFastOpenActive": many - 1, "TcpExt TCPFastOpenPassive": many - 1,
+			"TcpExtTCPFastOpenCookieReqd": 1, "TcpExtTCPFastOpenActive": many - 1, "TcpExtTCPFastOpenPassive": many - 1,
 		})
 	}}, edgeCase{"by connect and write", func(e *scene) {
 		// With TCP_FASTOPEN_CONNECT connect does nothing yet, the first write sends the SYN.
@@ -73,7 +73,7 @@ func TestFastOpen(t *testing.T) {
 			serve(c, cf, s, l)
 		}
 		ok(e, c, s, many)
-		e.counted(map[string]uint64{"TcpExt TCPFastOpenActive": many, "TcpExt TCPFastOpenPassive": many})
+		e.counted(map[string]uint64{"TcpExtTCPFastOpenActive": many, "TcpExtTCPFastOpenPassive": many})
 	}}, edgeCase{"by connect, and no write", func(e *scene) {
 		// No SYN leaves: no connection.
 		c, s := e.pair(fastopenNoCookie)
@@ -98,7 +98,7 @@ func TestFastOpen(t *testing.T) {
 			serve(c, cf, s, l)
 		}
 		ok(e, c, s, many)
-		e.counted(map[string]uint64{"TcpExt TCPFastOpenActive": 0, "TcpExt TCPFastOpenActiveFail": many, "TcpExt TCPFastOpenPassive": 0})
+		e.counted(map[string]uint64{"TcpExtTCPFastOpenActive": 0, "TcpExtTCPFastOpenActiveFail": many, "TcpExtTCPFastOpenPassive": 0})
 	}}, edgeCase{"refused", func(e *scene) {
 		// The data left with the SYN, and arrived nowhere.
 		c := e.caller(e.space(fastopenNoCookie), "client")
@@ -108,7 +108,7 @@ func TestFastOpen(t *testing.T) {
 			c.close(cf)
 		}
 		e.check(many, map[end]int{clientEnd(c, "refused", request, 0): many})
-		e.counted(map[string]uint64{"Tcp AttemptFails": many})
+		e.counted(map[string]uint64{"TcpAttemptFails": many})
 	}}, edgeCase{"never accepted", func(e *scene) {
 		c, s := e.pair(fastopenNoCookie)
 		l, addr := s.listen(loopback4, many)

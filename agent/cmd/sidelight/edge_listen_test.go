@@ -24,7 +24,7 @@ func TestListen(t *testing.T) {
 			clientEnd(c, "ok", request, 0):             many,
 			serverEnd(s, "reset_by_local", 0, request): many,
 		})
-		e.counted(map[string]uint64{"Tcp EstabResets": many, "Tcp OutRsts": many})
+		e.counted(map[string]uint64{"TcpEstabResets": many, "TcpOutRsts": many})
 	}}, edgeCase{"never accepted, client there", func(e *scene) {
 		c, s := e.pair()
 		l, addr := s.listen(loopback6, many)
@@ -36,7 +36,7 @@ func TestListen(t *testing.T) {
 			clientEnd(c, "reset_by_peer", request, 0):  many,
 			serverEnd(s, "reset_by_local", 0, request): many,
 		})
-		e.counted(map[string]uint64{"Tcp EstabResets": 2 * many, "Tcp OutRsts": many})
+		e.counted(map[string]uint64{"TcpEstabResets": 2 * many, "TcpOutRsts": many})
 	}}, edgeCase{"full backlog, listener closed", func(e *scene) {
 		// One more than the backlog gets in. The kernel drops the others' SYN without a word, and refuses the next.
 		const room = 10
@@ -63,7 +63,7 @@ func TestListen(t *testing.T) {
 			clientEnd(c, "reset_by_peer", 0, 0):  room,
 			serverEnd(s, "reset_by_local", 0, 0): room,
 		})
-		e.counted(map[string]uint64{"Tcp AttemptFails": many, "Tcp EstabResets": 2 * room})
+		e.counted(map[string]uint64{"TcpAttemptFails": many, "TcpEstabResets": 2 * room})
 	}}, edgeCase{"full backlog, room later", func(e *scene) {
 		const room = 10
 		c, s := e.pair()
@@ -121,7 +121,7 @@ func TestListen(t *testing.T) {
 			clientEnd(c, "reset_by_peer", 0, 0):  room,
 			serverEnd(s, "reset_by_local", 0, 0): room,
 		})
-		e.counted(map[string]uint64{"Tcp AttemptFails": many})
+		e.counted(map[string]uint64{"TcpAttemptFails": many})
 	}}, edgeCase{"open at one end only", func(e *scene) {
 		// The last step of the handshake finds no room: these clients are connected, and no server is. They learn it when they send,
 		// to a listener that is gone.
@@ -148,7 +148,7 @@ func TestListen(t *testing.T) {
 		w.set(pass)
 		e.gauge("open", many)
 		eventually(e.t, "the backlog to overflow", func() error {
-			if in, out := e.counter("Tcp PassiveOpens"), e.counter("TcpExt ListenOverflows"); in != room || out < many-room {
+			if in, out := e.counter("TcpPassiveOpens"), e.counter("TcpExtListenOverflows"); in != room || out < many-room {
 				return fmt.Errorf("%d are in, %d are not", in, out)
 			}
 			return nil
@@ -169,7 +169,7 @@ func TestListen(t *testing.T) {
 			serverEnd(s, "reset_by_local", 0, 0):      room,
 			clientEnd(c, "reset_by_peer", request, 0): many - room,
 		})
-		e.counted(map[string]uint64{"Tcp EstabResets": many + room})
+		e.counted(map[string]uint64{"TcpEstabResets": many + room})
 	}}, edgeCase{"SYN cookies", func(e *scene) {
 		// The server's kernel keeps nothing of a SYN, and makes the connection of the client's ACK alone.
 		c, s := e.pair("ipv4/tcp_syncookies=2")
@@ -187,7 +187,7 @@ func TestListen(t *testing.T) {
 			clientEnd(c, "ok", request, 0): many,
 			serverEnd(s, "ok", 0, request): many,
 		})
-		e.counted(map[string]uint64{"TcpExt SyncookiesRecv": many, "TcpExt SyncookiesSent": many})
+		e.counted(map[string]uint64{"TcpExtSyncookiesRecv": many, "TcpExtSyncookiesSent": many})
 	}}, edgeCase{"deferred accept, reset", func(e *scene) {
 		// With TCP_DEFER_ACCEPT the client is connected and the server waits for its first data. Here a reset comes instead.
 		e.strayed = true
@@ -200,7 +200,7 @@ func TestListen(t *testing.T) {
 			c.close(cf)
 		}
 		e.check(many, map[end]int{clientEnd(c, "reset_by_local", 0, 0): many})
-		e.counted(map[string]uint64{"Tcp EstabResets": many, "Tcp AttemptFails": many})
+		e.counted(map[string]uint64{"TcpEstabResets": many, "TcpAttemptFails": many})
 	}}, edgeCase{"several listeners on one port", func(e *scene) {
 		// SO_REUSEPORT: the kernel chooses the listener, and the line must name its process.
 		const processes = 4

@@ -39,8 +39,8 @@ func TestMPTCP(t *testing.T) {
 		client, server func(c *caller, addr netip.AddrPort) int
 		counter        string
 	}{
-		{"both ends", (*caller).mptcp, (*caller).mptcp, "MPTcpExt MPCapableSYNRX"},
-		{"client only", (*caller).mptcp, (*caller).tcp, "MPTcpExt MPCapableSYNTX"},
+		{"both ends", (*caller).mptcp, (*caller).mptcp, "MPTcpExtMPCapableSYNRX"},
+		{"client only", (*caller).mptcp, (*caller).tcp, "MPTcpExtMPCapableSYNTX"},
 		{"server only", (*caller).tcp, (*caller).mptcp, ""},
 	} {
 		cases = append(cases, edgeCase{one.name, func(e *scene) {
@@ -106,7 +106,7 @@ func TestMPTCP(t *testing.T) {
 			s.send(sf, 1)
 			c.recv(cf, 1)
 			eventually(e.t, "the second subflow", func() error {
-				if n := e.counter("MPTcpExt MPJoinAckRx"); n != uint64(i+1) {
+				if n := e.counter("MPTcpExtMPJoinAckRx"); n != uint64(i+1) {
 					return fmt.Errorf("there are %d", n)
 				}
 				return nil
@@ -154,7 +154,7 @@ func (e *scene) checkSubflows(c, s *caller, second netip.Addr, count int, reques
 			e.t.Errorf("the ends of %s differ: %+v %+v", id, client, server)
 		}
 	}
-	if e.counter("MPTcpExt MPTCPRetrans") > 0 {
+	if e.counter("MPTcpExtMPTCPRetrans") > 0 {
 		// What MPTCP sent again over the other subflow crossed both.
 		sent, received = min(sent, uint64(count)*request), min(received, uint64(count)*response)
 	}

@@ -51,7 +51,7 @@ func TestReasonOfOrderlyEnds(t *testing.T) {
 				clientEnd(c, "ok", request, response): many,
 				serverEnd(s, "ok", response, request): many,
 			})
-			e.counted(map[string]uint64{"Tcp EstabResets": 0})
+			e.counted(map[string]uint64{"TcpEstabResets": 0})
 		}})
 	}
 	cases = append(cases, edgeCase{"both directions shut, then data", func(e *scene) {
@@ -75,7 +75,7 @@ func TestReasonOfOrderlyEnds(t *testing.T) {
 			clientEnd(c, "reset_by_local", request, 0): many,
 			serverEnd(s, "reset_by_peer", 10, request): many,
 		})
-		e.counted(map[string]uint64{"Tcp EstabResets": many, "TcpExt TCPAbortOnData": many})
+		e.counted(map[string]uint64{"TcpEstabResets": many, "TcpExtTCPAbortOnData": many})
 		e.resets(many)
 	}}, edgeCase{"closed while data is on its way", func(e *scene) {
 		// A download that the client gives up: its FIN and the server's data cross. The client's kernel answers the data with a reset.
@@ -105,7 +105,7 @@ func TestReasonOfOrderlyEnds(t *testing.T) {
 			clientEnd(c, "reset_by_local", request, 0):       many,
 			serverEnd(s, "reset_by_peer", response, request): many,
 		})
-		e.counted(map[string]uint64{"Tcp EstabResets": many, "TcpExt TCPAbortOnData": many})
+		e.counted(map[string]uint64{"TcpEstabResets": many, "TcpExtTCPAbortOnData": many})
 		e.resets(many)
 	}}, edgeCase{"no patience after the FIN", func(e *scene) {
 		// With TCP_LINGER2 below 0 the kernel does not wait for the peer's FIN: when its own is acknowledged it resets the connection.
@@ -127,7 +127,7 @@ func TestReasonOfOrderlyEnds(t *testing.T) {
 			clientEnd(c, "reset_by_local", request, 0): many,
 			serverEnd(s, "reset_by_peer", 0, request):  many,
 		})
-		e.counted(map[string]uint64{"Tcp EstabResets": many})
+		e.counted(map[string]uint64{"TcpEstabResets": many})
 		e.resets(many)
 	}}, edgeCase{"no round trip of the connection before", func(e *scene) {
 		// A socket keeps the shortest round trip of its last connection. One that is refused has none.
@@ -159,15 +159,15 @@ func TestReasonOfOrderlyEnds(t *testing.T) {
 // and is answered by one more.
 func (e *scene) resets(n uint64) {
 	e.t.Helper()
-	if got := e.counter("Tcp OutRsts"); got < n {
-		e.t.Errorf("the kernel's Tcp OutRsts is %d, want %d at least", got, n)
+	if got := e.counter("TcpOutRsts"); got < n {
+		e.t.Errorf("the kernel's TcpOutRsts is %d, want %d at least", got, n)
 	}
 }
 
 func (e *scene) waitICMP(n uint64) {
 	e.t.Helper()
 	eventually(e.t, "ICMP", func() error {
-		if got := e.counter("Icmp InDestUnreachs"); got < n {
+		if got := e.counter("IcmpInDestUnreachs"); got < n {
 			return fmt.Errorf("%d have come", got)
 		}
 		return nil

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -346,7 +345,7 @@ func (e *scene) checkKernel(lines []edgeLine) {
 	e.counted(want)
 }
 
-// counted compares counters of the case's namespaces, by the names in /proc/net/snmp and netstat.
+// counted compares counters of the case's namespaces: see mibs.
 func (e *scene) counted(want map[string]uint64) {
 	e.t.Helper()
 	for name, n := range want {
@@ -360,42 +359,13 @@ func (e *scene) counted(want map[string]uint64) {
 
 func (e *scene) counter(name string) uint64 {
 	e.t.Helper()
-	group, field, _ := strings.Cut(name, " ")
-	sum, found := uint64(0), false
+	sum := uint64(0)
 	for _, ns := range e.spaces {
-		var text []byte
-		if err := lab.In(ns, func() error {
-			for _, file := range []string{"snmp", "netstat"} {
-				part, err := os.ReadFile("/proc/thread-self/net/" + file)
-				if err != nil {
-					return err
-				}
-				text = append(text, part...)
-			}
-			return nil
-		}); err != nil {
-			e.t.Fatal(err)
+		n, found := mibs(e.t, ns)[name]
+		if !found {
+			e.t.Fatalf("the kernel has no counter %s", name)
 		}
-		var names []string
-		for line := range strings.Lines(string(text)) {
-			fields := strings.Fields(line)
-			if fields[0] != group+":" {
-				continue
-			}
-			if names == nil {
-				names = fields
-				continue
-			}
-			for i, value := range fields {
-				if names[i] == field {
-					n, _ := strconv.ParseUint(value, 10, 64)
-					sum, found = sum+n, true
-				}
-			}
-		}
-	}
-	if !found {
-		e.t.Fatalf("the kernel has no counter %s", name)
+		sum += n
 	}
 	return sum
 }

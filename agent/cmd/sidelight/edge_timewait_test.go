@@ -34,7 +34,7 @@ func TestTimeWait(t *testing.T) {
 			clientEnd(c, "ok", request, 0): many,
 			serverEnd(s, "ok", 0, request): many,
 		})
-		e.counted(map[string]uint64{"Tcp OutRsts": 0})
+		e.counted(map[string]uint64{"TcpOutRsts": 0})
 	}}, edgeCase{"client reuses its port", func(e *scene) {
 		// The client has TIME_WAIT. It may have the port again after a second.
 		e.reusePort(func(c, s *caller, cf, sf int) {
@@ -42,7 +42,7 @@ func TestTimeWait(t *testing.T) {
 			s.eof(sf)
 			s.close(sf)
 		}, "ipv4/tcp_tw_reuse=1")
-		e.counted(map[string]uint64{"TcpExt TWRecycled": many, "Tcp OutRsts": 0})
+		e.counted(map[string]uint64{"TcpExtTWRecycled": many, "TcpOutRsts": 0})
 	}}, edgeCase{"server gets a SYN in TIME_WAIT", func(e *scene) {
 		// One within a millisecond of the last segment does not pass for new: it is reset out of the way, and sent again.
 		e.reusePort(func(c, s *caller, cf, sf int) {
@@ -50,7 +50,7 @@ func TestTimeWait(t *testing.T) {
 			c.eof(cf)
 			c.close(cf)
 		})
-		e.counted(map[string]uint64{"TcpExt TWRecycled": 0})
+		e.counted(map[string]uint64{"TcpExtTWRecycled": 0})
 	}}, edgeCase{"simultaneous close", func(e *scene) {
 		w, c, s := e.wired()
 		l, addr := s.listen(right4, many)
@@ -82,7 +82,7 @@ func TestTimeWait(t *testing.T) {
 			clientEnd(c, "ok", request, 2*request): many,
 			serverEnd(s, "ok", 2*request, request): many,
 		})
-		e.counted(map[string]uint64{"Tcp OutRsts": 0})
+		e.counted(map[string]uint64{"TcpOutRsts": 0})
 	}}, edgeCase{"no room for TIME_WAIT, orphan", func(e *scene) {
 		// close() wants a TIME_WAIT socket for FIN_WAIT2 already; without one the client's end is gone, and the server's FIN gets a reset.
 		c, s := e.pair("ipv4/tcp_max_tw_buckets=0")
@@ -103,7 +103,7 @@ func TestTimeWait(t *testing.T) {
 			clientEnd(c, "ok", request, 0):            many,
 			serverEnd(s, "reset_by_peer", 0, request): many,
 		})
-		e.counted(map[string]uint64{"Tcp OutRsts": many, "TcpExt TCPTimeWaitOverflow": many})
+		e.counted(map[string]uint64{"TcpOutRsts": many, "TcpExtTCPTimeWaitOverflow": many})
 	}}, edgeCase{"no room for TIME_WAIT", func(e *scene) {
 		c, s := e.pair("ipv4/tcp_max_tw_buckets=0")
 		l, addr := s.listen(loopback6, many)
@@ -122,7 +122,7 @@ func TestTimeWait(t *testing.T) {
 			clientEnd(c, "ok", request, 0): many,
 			serverEnd(s, "ok", 0, request): many,
 		})
-		e.counted(map[string]uint64{"Tcp OutRsts": 0, "TcpExt TCPTimeWaitOverflow": many})
+		e.counted(map[string]uint64{"TcpOutRsts": 0, "TcpExtTCPTimeWaitOverflow": many})
 	}})
 }
 

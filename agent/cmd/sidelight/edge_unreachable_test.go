@@ -54,7 +54,7 @@ func TestUnreachable(t *testing.T) {
 				}
 			}
 			e.check(r.count, map[end]int{clientEnd(c, r.reason, 0, 0): r.count})
-			e.counted(map[string]uint64{"Tcp AttemptFails": uint64(r.count)})
+			e.counted(map[string]uint64{"TcpAttemptFails": uint64(r.count)})
 		}})
 	}
 	cases = append(cases, edgeCase{"this machine says so", func(e *scene) {

@@ -79,13 +79,13 @@ func TestNginx(t *testing.T) {
 		w := startNginx(t)
 		w.client("wrk", "-t2", "-c20", "-d2s", "-H", "Connection: close", "http://127.0.0.1:8080/")
 		lines := w.finish()
-		made := w.snmp("ActiveOpens")
+		made := w.made("TcpActiveOpens")
 		if made < 100 {
 			t.Fatalf("wrk made %d connections only", made)
 		}
 		t.Logf("%d connections", made)
 		w.wantLines(lines, made)
-		if accepted := w.snmp("PassiveOpens"); accepted != made {
+		if accepted := w.made("TcpPassiveOpens"); accepted != made {
 			t.Errorf("the kernel accepted %d and opened %d", accepted, made)
 		}
 		// Each connection has its two ends, and what one sent the other received, but where one of them gave up.
@@ -122,7 +122,7 @@ type web struct {
 	nginx  *process
 	agent  *agent
 	lost   int            // lines, for want of room in the ring or in the log's queue, when it has finished
-	before map[string]int // /proc/net/snmp when the agent was attached and nobody had connected
+	before map[string]uint64 // the counters when the agent was attached and nobody had connected
 }
 
 func startNginx(t *testing.T) *web {
@@ -130,7 +130,7 @@ func startNginx(t *testing.T) *web {
 	w := &web{t: t, cgroup: newCgroup(t, "nginx", "curl", "wrk"), ns: newNamespace(t), dir: t.TempDir()}
 	w.below = "0::/" + filepath.Base(w.cgroup) + "/"
 	w.agent = startAgent(t, w.cgroup)
-	w.before = w.snmpNow()
+	w.before = mibs(t, w.ns)
 	config := filepath.Join(w.dir, "nginx.conf")
 	if err := os.WriteFile(config, fmt.Appendf(nil, nginxConfig, w.dir, strings.Repeat("x", 3000)), 0o600); err != nil {
 		t.Fatal(err)
@@ -180,7 +180,7 @@ func (w *web) wantLines(lines []logLine, count int) {
 	if got["client"] > count || got["server"] > count || len(lines)+w.lost != 2*count {
 		w.t.Errorf("got %v lines and lost %d, want %d of each role", got, w.lost, count)
 	}
-	if opened := w.snmp("ActiveOpens"); opened != count {
+	if opened := w.made("TcpActiveOpens"); opened != count {
 		w.t.Errorf("the kernel opened %d connections, want %d", opened, count)
 	}
 }
@@ -208,36 +208,10 @@ func (w *web) nginxBytes(count int) (requested, responded uint64) {
 	return requested, responded
 }
 
-// snmp reads one of the TCP counters of /proc/net/snmp, since the start.
-func (w *web) snmp(name string) int { return w.snmpNow()[name] - w.before[name] }
-
-func (w *web) snmpNow() map[string]int {
+// made is how much a counter of the kernel has grown since the start.
+func (w *web) made(name string) int {
 	w.t.Helper()
-	var text []byte
-	if err := lab.In(w.ns, func() (err error) {
-		text, err = os.ReadFile("/proc/thread-self/net/snmp")
-		return err
-	}); err != nil {
-		w.t.Fatal(err)
-	}
-	var names []string
-	for line := range strings.SplitSeq(string(text), "\n") {
-		fields := strings.Fields(line)
-		if len(fields) == 0 || fields[0] != "Tcp:" {
-			continue
-		}
-		if names == nil {
-			names = fields
-			continue
-		}
-		values := make(map[string]int)
-		for i, field := range fields[1:] {
-			values[names[i+1]], _ = strconv.Atoi(field)
-		}
-		return values
-	}
-	w.t.Fatal("no Tcp lines in /proc/net/snmp")
-	return nil
+	return int(mibs(w.t, w.ns)[name] - w.before[name])
 }
 
 func itoa(n int) string { return strconv.Itoa(n) }
