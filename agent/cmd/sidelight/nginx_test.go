@@ -121,7 +121,7 @@ type web struct {
 	dir    string
 	nginx  *process
 	agent  *agent
-	lost   int            // lines, for want of room in the ring or in the log's queue, when it has finished
+	lost   int               // lines, for want of room in the ring or in the log's queue, when it has finished
 	before map[string]uint64 // the counters when the agent was attached and nobody had connected
 }
 
