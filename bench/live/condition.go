@@ -61,8 +61,8 @@ func (r *run) startStand(ctx context.Context, c condition, w work, index int) (*
 	if w.kind == "" {
 		return s, nil
 	}
-	cpu := runtime.NumCPU() - 1
-	line, err := r.place.startAndRead(workload.New(r.self, "server", w.kind, cpu, 0), s.cgroup)
+	cpu := workCPU()
+	line, err := r.place.startAndRead(workload.NewServer(r.self, w.kind, cpu), s.cgroup)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +71,7 @@ func (r *run) startStand(ctx context.Context, c condition, w work, index int) (*
 		return nil, fmt.Errorf("server's port: %w", err)
 	}
 	s.port = uint16(port)
-	client := workload.New(r.self, "client", w.kind, cpu, r.burn[c.name])
+	client := workload.NewClient(r.self, w.kind, cpu, r.burn[c.name])
 	if s.in, err = client.StdinPipe(); err != nil {
 		return nil, err
 	}
@@ -81,6 +81,23 @@ func (r *run) startStand(ctx context.Context, c condition, w work, index int) (*
 	}
 	s.out = json.NewDecoder(bufio.NewReader(out))
 	return s, r.place.start(client, s.cgroup)
+}
+
+// workCPU is the one on which workloads run.
+func workCPU() int { return runtime.NumCPU() - 1 }
+
+// fillCPUs keeps all CPUs but that of the workload busy: see the README.
+func (r *run) fillCPUs() error {
+	cgroup, err := r.place.makeCgroup("filler")
+	if err != nil {
+		return err
+	}
+	for cpu := range workCPU() {
+		if err := r.place.start(workload.NewFiller(r.self, cpu), cgroup); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // do has the client do its work. With fresh its connections go to an address that none went to before.

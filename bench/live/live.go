@@ -116,6 +116,9 @@ func (r *run) rounds(ctx context.Context, w work) (_ []*stand, _ [][]sample, err
 			return nil, nil, err
 		}
 	}
+	if err := r.fillCPUs(); err != nil {
+		return nil, nil, err
+	}
 	command := workload.Command{Units: w.units, Open: w.open, Pace: w.pace}
 	// Not measured: first connections, caches, and what the agent reads of a process that is new to it.
 	for _, s := range stands {

@@ -58,8 +58,26 @@ type Answer struct {
 	Error       string `json:"error,omitempty"`
 }
 
-// New returns the process of a role, server or client, to be started. It runs on one CPU.
-func New(self, role string, kind Kind, cpu int, burn time.Duration) *exec.Cmd {
+// The roles of processes.
+const (
+	server = "server"
+	filler = "filler"
+)
+
+// NewServer returns the process that answers, which writes its port as a line, to be started. It runs on one CPU.
+func NewServer(self string, kind Kind, cpu int) *exec.Cmd {
+	return newProcess(self, server, kind, cpu, 0)
+}
+
+// NewClient returns the process that obeys commands, to be started. It runs on one CPU. It burns time in each unit of work.
+func NewClient(self string, kind Kind, cpu int, burn time.Duration) *exec.Cmd {
+	return newProcess(self, "client", kind, cpu, burn)
+}
+
+// NewFiller returns a process that keeps one CPU busy with what nothing else wants of it, to be started.
+func NewFiller(self string, cpu int) *exec.Cmd { return newProcess(self, filler, "", cpu, 0) }
+
+func newProcess(self, role string, kind Kind, cpu int, burn time.Duration) *exec.Cmd {
 	cmd := exec.Command(self, Argument, role, string(kind), strconv.Itoa(cpu))
 	// A signal to preempt would break into system calls of which the runtime knows nothing, and nothing is to be collected: all is allocated before.
 	cmd.Env = []string{"GODEBUG=asyncpreemptoff=1", "GOGC=off", "GOMAXPROCS=1", BurnVariable + "=" + strconv.FormatInt(int64(burn), 10)}
@@ -85,8 +103,11 @@ func Main(arguments []string) error {
 		return fmt.Errorf("allow %d open files: %w", files, err)
 	}
 	kind := Kind(arguments[1])
-	if arguments[0] == "server" {
+	switch arguments[0] {
+	case server:
 		return serve(kind, os.Stdout)
+	case filler:
+		return fill()
 	}
 	burn, _ := strconv.ParseInt(os.Getenv(BurnVariable), 10, 64)
 	c := client{kind: kind, burn: time.Duration(burn)}
