@@ -86,25 +86,9 @@ func (r *run) startStand(ctx context.Context, c condition, w work, index int) (*
 // workCPU is the one on which workloads run.
 func workCPU() int { return runtime.NumCPU() - 1 }
 
-// fillCPUs keeps all CPUs but that of the workload busy: see the README.
-func (r *run) fillCPUs() error {
-	cgroup, err := r.place.makeCgroup("filler")
-	if err != nil {
-		return err
-	}
-	for cpu := range workCPU() {
-		if err := r.place.start(workload.NewFiller(r.self, cpu), cgroup); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// do has the client do its work. With fresh its connections go to an address that none went to before.
-func (s *stand) do(ctx context.Context, c workload.Command, fresh bool) (workload.Answer, error) {
-	if fresh {
-		s.visited++
-	}
+// do has the client do its work. Its connections go to an address that none of earlier slices went to.
+func (s *stand) do(ctx context.Context, c workload.Command) (workload.Answer, error) {
+	s.visited++
 	c.To = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 1, byte(s.visited >> 8), byte(s.visited)}), s.port)
 	type outcome struct {
 		answer workload.Answer

@@ -9,44 +9,44 @@ import (
 	"github.com/sidelight-mesh/sidelight/bench/workload"
 )
 
-// series is the samples of one kind.
-func series(samples []sample, of func(*sample) float64) []float64 {
-	values := make([]float64, len(samples))
-	for i := range samples {
-		values[i] = of(&samples[i])
+// series is one number of each pair.
+func series(pairs []pair, of func(*pair) float64) []float64 {
+	values := make([]float64, len(pairs))
+	for i := range pairs {
+		values[i] = of(&pairs[i])
 	}
 	return values
 }
 
-// figures makes the figures of a workload of its samples by condition, of which the first is the base.
-func (w *work) figures(stands []*stand, samples [][]sample) []figure.Figure {
+// figures makes figures of what the session measured.
+func (s *session) figures() []figure.Figure {
 	var figures []figure.Figure
-	for i, s := range stands {
-		name := "live." + w.name + "." + s.name + "."
+	for i, t := range s.stands[1:] {
+		pairs := s.pairs[i+1]
+		name := "live." + s.name + "." + t.name + "."
 		paired := func(what, unit string, better figure.Direction, of func(*sample) float64) {
-			if i > 0 {
-				figures = append(figures, figure.Figure{
-					Name: name + what, Unit: unit, Better: better, Samples: series(samples[i], of), Base: series(samples[0], of),
-				})
-			}
+			figures = append(figures, figure.Figure{
+				Name: name + what, Unit: unit, Better: better,
+				Samples: series(pairs, func(p *pair) float64 { return of(&p.with) }), Base: series(pairs, func(p *pair) float64 { return of(&p.base) }),
+			})
 		}
 		sampled := func(what, unit string, of func(*sample) float64) {
-			figures = append(figures, figure.Figure{Name: name + what, Unit: unit, Samples: series(samples[i], of)})
+			figures = append(figures, figure.Figure{Name: name + what, Unit: unit, Samples: series(pairs, func(p *pair) float64 { return of(&p.with) })})
 		}
-		if w.kind != workload.Bulk {
+		if s.kind != workload.Bulk {
 			paired("p50", "ns", figure.Lower, func(s *sample) float64 { return s.p50 })
 			paired("p99", "ns", figure.Lower, func(s *sample) float64 { return s.p99 })
 		}
-		if w.kind != workload.Fanout { // of which the pace is given
-			paired("throughput", "1/s", figure.Higher, func(s *sample) float64 { return s.throughput })
+		if s.kind != workload.Fanout { // of which the pace is given
+			paired("throughput", "1/s", figure.Higher, func(s *sample) float64 { return 1 / s.wall })
 		}
-		if w.kind == workload.Bulk {
+		if s.kind == workload.Bulk {
 			paired("bytes_per_cpu_second", "bytes/s", figure.Higher, func(s *sample) float64 { return (1 << 20) / (s.cpu / 1e6) })
 		} else {
 			paired("cpu", "us", figure.Lower, func(s *sample) float64 { return s.cpu })
 		}
 		sampled("softirq", "ms", func(s *sample) float64 { return s.softirq })
-		if s.agent != nil {
+		if t.agent != nil {
 			sampled("agent_cpu", "us", func(s *sample) float64 { return s.agent })
 			sampled("rss", "MiB", func(s *sample) float64 { return s.rss / (1 << 20) })
 		}

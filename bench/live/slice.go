@@ -11,29 +11,24 @@ import (
 
 // sample is what a slice measured.
 type sample struct {
-	p50, p99   float64 // nanoseconds
-	throughput float64 // units a second
-	cpu        float64 // microseconds a unit, agent included
-	agent      float64 // the agent's part of it
-	softirq    float64 // milliseconds of the machine, for information
-	rss        float64 // bytes, of the agent
+	p50, p99 float64 // nanoseconds
+	wall     float64 // seconds a unit
+	cpu      float64 // microseconds a unit, agent included
+	agent    float64 // the agent's part of it
+	softirq  float64 // milliseconds of the machine, for information
+	rss      float64 // bytes, of the agent
 }
 
-// slice runs one slice of work in a condition whose agent is stopped, and stops it again.
-func (s *stand) slice(ctx context.Context, command workload.Command, fresh bool) (_ sample, err error) {
-	var agentBefore, agentAfter int64
-	if s.agent != nil {
-		if err := s.agent.goOn(); err != nil {
-			return sample{}, fmt.Errorf("wake the agent of %s: %w", s.name, err)
-		}
-		defer func() {
-			err = errors.Join(err, s.agent.stop())
-		}()
-		// What it has to make up for after its sleep is not of this slice.
-		if agentBefore, err = still(ctx, s.agent.cgroup); err != nil {
-			return sample{}, err
-		}
-	}
+// pair is a slice of a condition and what the base measured beside it.
+type pair struct{ with, base sample }
+
+// between is the base beside a slice: the mean of the slices before and after it.
+func between(a, b sample) sample {
+	return sample{p50: (a.p50 + b.p50) / 2, p99: (a.p99 + b.p99) / 2, wall: (a.wall + b.wall) / 2, cpu: (a.cpu + b.cpu) / 2}
+}
+
+// slice runs one slice of work in a condition, without looking at its agent.
+func (s *stand) slice(ctx context.Context, command workload.Command) (sample, error) {
 	softirqBefore, err := softirqTicks()
 	if err != nil {
 		return sample{}, err
@@ -42,7 +37,7 @@ func (s *stand) slice(ctx context.Context, command workload.Command, fresh bool)
 	if err != nil {
 		return sample{}, err
 	}
-	answer, err := s.do(ctx, command, fresh)
+	answer, err := s.do(ctx, command)
 	if err != nil {
 		return sample{}, err
 	}
@@ -54,22 +49,40 @@ func (s *stand) slice(ctx context.Context, command workload.Command, fresh bool)
 	if err != nil {
 		return sample{}, err
 	}
-	var memory int64
-	if s.agent != nil {
-		if agentAfter, err = s.agent.arrived(ctx, 2*s.ended); err != nil {
-			return sample{}, fmt.Errorf("agent of %s: %w", s.name, err)
-		}
-		if memory, err = s.agent.rss(); err != nil {
-			return sample{}, fmt.Errorf("agent of %s: %w", s.name, err)
-		}
-	}
 	units := float64(command.Units)
 	const tick = 10 // milliseconds
 	return sample{
-		p50: float64(answer.P50), p99: float64(answer.P99), throughput: units / (float64(answer.Wall) / 1e9),
-		cpu: float64(after-before+agentAfter-agentBefore) / units, agent: float64(agentAfter-agentBefore) / units,
-		softirq: float64(softirqAfter-softirqBefore) * tick, rss: float64(memory),
+		p50: float64(answer.P50), p99: float64(answer.P99), wall: float64(answer.Wall) / 1e9 / units,
+		cpu: float64(after-before) / units, softirq: float64(softirqAfter-softirqBefore) * tick,
 	}, nil
+}
+
+// drainedSlice runs one slice of work in a condition whose agent is stopped, waits until the agent has nothing left of it, and stops it again.
+func (s *stand) drainedSlice(ctx context.Context, command workload.Command) (one sample, err error) {
+	if err := s.agent.goOn(); err != nil {
+		return sample{}, fmt.Errorf("wake the agent of %s: %w", s.name, err)
+	}
+	defer func() { err = errors.Join(err, s.agent.stop()) }()
+	// What it has to make up for after its sleep is not of this slice.
+	before, err := still(ctx, s.agent.cgroup)
+	if err != nil {
+		return sample{}, err
+	}
+	if one, err = s.slice(ctx, command); err != nil {
+		return sample{}, err
+	}
+	after, err := s.agent.arrived(ctx, 2*s.ended)
+	if err != nil {
+		return sample{}, fmt.Errorf("agent of %s: %w", s.name, err)
+	}
+	memory, err := s.agent.rss()
+	if err != nil {
+		return sample{}, fmt.Errorf("agent of %s: %w", s.name, err)
+	}
+	one.agent = float64(after-before) / float64(command.Units)
+	one.cpu += one.agent
+	one.rss = float64(memory)
+	return one, nil
 }
 
 // settled returns what a workload's cgroup has used once both its ends wait again: the client answers before the server has seen its last close.

@@ -52,9 +52,19 @@ func OfMedian(samples []float64, seed uint64) Estimate {
 	})
 }
 
-// OfRatio estimates the ratio of the medians of samples and base, which are pairs: samples[i] and base[i] are of one round. The base must
-// be positive.
+// OfRatio estimates the median of the ratios of samples to base, which are pairs: samples[i] and base[i] are of one round. The base must be
+// positive. It is not the ratio of the medians: on a machine that is now fast, now slow, for seconds at a time, a median jumps from one
+// to the other, for samples and base apart, while the ratio within a round stays what it is.
 func OfRatio(samples, base []float64, seed uint64) Estimate {
+	ratios := make([]float64, len(samples))
+	for i := range samples {
+		ratios[i] = samples[i] / base[i]
+	}
+	return OfMedian(ratios, seed)
+}
+
+// RatioOfMedians is the other way to put samples and base together, for information.
+func RatioOfMedians(samples, base []float64, seed uint64) Estimate {
 	above, below := make([]float64, len(samples)), make([]float64, len(samples))
 	return bootstrap(Median(samples)/Median(base), len(samples), seed, func(rounds []int) float64 {
 		for i, r := range rounds {

@@ -58,11 +58,7 @@ type Answer struct {
 	Error       string `json:"error,omitempty"`
 }
 
-// The roles of processes.
-const (
-	server = "server"
-	filler = "filler"
-)
+const server = "server"
 
 // NewServer returns the process that answers, which writes its port as a line, to be started. It runs on one CPU.
 func NewServer(self string, kind Kind, cpu int) *exec.Cmd {
@@ -73,9 +69,6 @@ func NewServer(self string, kind Kind, cpu int) *exec.Cmd {
 func NewClient(self string, kind Kind, cpu int, burn time.Duration) *exec.Cmd {
 	return newProcess(self, "client", kind, cpu, burn)
 }
-
-// NewFiller returns a process that keeps one CPU busy with what nothing else wants of it, to be started.
-func NewFiller(self string, cpu int) *exec.Cmd { return newProcess(self, filler, "", cpu, 0) }
 
 func newProcess(self, role string, kind Kind, cpu int, burn time.Duration) *exec.Cmd {
 	cmd := exec.Command(self, Argument, role, string(kind), strconv.Itoa(cpu))
@@ -103,11 +96,8 @@ func Main(arguments []string) error {
 		return fmt.Errorf("allow %d open files: %w", files, err)
 	}
 	kind := Kind(arguments[1])
-	switch arguments[0] {
-	case server:
+	if arguments[0] == server {
 		return serve(kind, os.Stdout)
-	case filler:
-		return fill()
 	}
 	burn, _ := strconv.ParseInt(os.Getenv(BurnVariable), 10, 64)
 	c := client{kind: kind, burn: time.Duration(burn)}

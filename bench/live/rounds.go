@@ -1,0 +1,169 @@
+package live
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sidelight-mesh/sidelight/bench/workload"
+)
+
+// session is a workload under way: all its conditions, of which the first is the base.
+type session struct {
+	*run
+	work
+	stands  []*stand
+	command workload.Command
+	pairs   [][]pair // by condition; the base has none
+}
+
+// session runs a workload and closes its accounts. What it started has ended when it returns.
+func (r *run) session(ctx context.Context, w work) (s *session, err error) {
+	s = &session{run: r, work: w, command: workload.Command{Units: w.units, Open: w.open, Pace: w.pace}}
+	defer func() { err = errors.Join(err, r.place.clear()) }()
+	s.stands, s.pairs = make([]*stand, len(w.conditions)), make([][]pair, len(w.conditions))
+	for i, c := range w.conditions {
+		if s.stands[i], err = r.startStand(ctx, c, w, i); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.warmUp(ctx); err != nil {
+		return nil, err
+	}
+	measure := s.drained
+	if w.running {
+		measure = s.side
+	}
+	begin := time.Now()
+	if err := measure(ctx); err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(r.options.Log, "%-10s %d rounds of %d conditions in %v\n", w.name, w.rounds, len(s.stands), time.Since(begin).Round(time.Second/10))
+	return s, s.verify(ctx)
+}
+
+// warmUp is for first connections, caches, and what an agent reads of a process that is new to it. Nothing of it is measured.
+func (s *session) warmUp(ctx context.Context) error {
+	for _, t := range s.stands {
+		command := s.command
+		command.Units = min(s.units, 500)
+		if _, err := t.do(ctx, command); err != nil {
+			return err
+		}
+		if t.agent == nil {
+			continue
+		}
+		if _, err := t.agent.arrived(ctx, 2*t.ended); err != nil {
+			return fmt.Errorf("agent of %s: %w", t.name, err)
+		}
+	}
+	return nil
+}
+
+// drained measures work of which agents have something to do: only the agent of the slice runs, and the slice includes all that it does. A slice
+// of the base comes before and after each other slice.
+func (s *session) drained(ctx context.Context) error {
+	for _, t := range s.stands {
+		if t.agent == nil {
+			continue
+		}
+		if err := t.agent.stop(); err != nil {
+			return err
+		}
+		defer func() { _ = t.agent.goOn() }()
+	}
+	before, err := s.stands[0].slice(ctx, s.command)
+	if err != nil {
+		return err
+	}
+	for range s.rounds {
+		for _, i := range s.random.Perm(len(s.stands) - 1) {
+			t := s.stands[i+1]
+			slice := t.slice
+			if t.agent != nil {
+				slice = t.drainedSlice
+			}
+			with, err := slice(ctx, s.command)
+			if err != nil {
+				return err
+			}
+			after, err := s.stands[0].slice(ctx, s.command)
+			if err != nil {
+				return err
+			}
+			s.pairs[i+1] = append(s.pairs[i+1], pair{with, between(before, after)})
+			before = after
+		}
+	}
+	return nil
+}
+
+// side measures work of which agents have next to nothing to do: slices are short and follow each other, and agents run all the time. What they
+// use is by the clock, so a slice is charged with the share of it that falls into its time.
+func (s *session) side(ctx context.Context) error {
+	used := make([]int64, len(s.stands))
+	for i, t := range s.stands {
+		if t.agent == nil {
+			continue
+		}
+		var err error
+		if used[i], err = still(ctx, t.agent.cgroup); err != nil {
+			return err
+		}
+	}
+	begin := time.Now()
+	for range s.rounds {
+		round := make([]sample, len(s.stands))
+		for _, i := range s.random.Perm(len(s.stands)) {
+			var err error
+			if round[i], err = s.stands[i].slice(ctx, s.command); err != nil {
+				return err
+			}
+		}
+		for i := 1; i < len(round); i++ {
+			s.pairs[i] = append(s.pairs[i], pair{round[i], round[0]})
+		}
+	}
+	took := time.Since(begin)
+	for i, t := range s.stands {
+		if t.agent == nil {
+			continue
+		}
+		after, err := t.agent.arrived(ctx, 2*t.ended)
+		if err != nil {
+			return fmt.Errorf("agent of %s: %w", t.name, err)
+		}
+		memory, err := t.agent.rss()
+		if err != nil {
+			return err
+		}
+		rate := float64(after-used[i]) / took.Seconds()
+		for j := range s.pairs[i] {
+			with := &s.pairs[i][j].with
+			with.agent = rate * with.wall
+			with.cpu += with.agent
+			with.rss = float64(memory)
+		}
+	}
+	return nil
+}
+
+// verify ends what is open and closes the accounts of all agents.
+func (s *session) verify(ctx context.Context) error {
+	for _, t := range s.stands {
+		if s.open > 0 {
+			if _, err := t.do(ctx, workload.Command{}); err != nil {
+				return err
+			}
+			t.ended += s.open
+		}
+		if t.agent == nil {
+			continue
+		}
+		if err := t.agent.verify(ctx, t.ended); err != nil {
+			return fmt.Errorf("the account of %s does not close: %w", t.name, err)
+		}
+	}
+	return nil
+}
