@@ -29,7 +29,7 @@ type work struct {
 	kind       workload.Kind // empty for none
 	conditions []condition
 	units      int            // of work in a slice
-	open       int            // connections of a fanout
+	open       int            // connections that stay
 	pace       time.Duration  // of a fanout
 	running    bool           // agents run all the time: the work gives them nothing to do
 	rounds     int            // how many
@@ -39,8 +39,8 @@ type work struct {
 
 var works = []work{
 	{name: "churn", kind: workload.Churn, conditions: []condition{bare, aa, metrics, logging, full}, units: 1000, rounds: 150, quick: 30},
-	{name: "keepalive", kind: workload.Keepalive, conditions: []condition{bare, aa, metrics, full}, units: 1000, running: true, rounds: 1000, quick: 300},
-	{name: "bulk", kind: workload.Bulk, conditions: []condition{bare, aa, metrics, full}, units: 32, running: true, rounds: 1000, quick: 300},
+	{name: "keepalive", kind: workload.Keepalive, conditions: []condition{bare, aa, metrics, full}, units: 1000, open: 1, running: true, rounds: 1000, quick: 300},
+	{name: "bulk", kind: workload.Bulk, conditions: []condition{bare, aa, metrics, full}, units: 32, open: 1, running: true, rounds: 1000, quick: 300},
 	{
 		name: "fanout", kind: workload.Fanout, conditions: []condition{bare, aa, metrics, full}, units: 1200, open: 10_000,
 		pace: 10 * time.Millisecond, rounds: 15, quick: 3, settings: map[string]any{"report_interval": "1s"},

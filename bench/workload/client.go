@@ -1,11 +1,10 @@
 package workload
 
 import (
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/sidelight-mesh/sidelight/bench/stat"
 )
@@ -21,8 +20,8 @@ type client struct {
 	kind  Kind
 	burn  time.Duration
 	took  []int64 // of each unit of the slice
-	open  []int   // connections of a fanout
-	next  int     // of them the next to use
+	open  []int   // connections that stay from slice to slice
+	next  int     // of them the next to use, of a fanout
 	chunk []byte
 }
 
@@ -35,10 +34,11 @@ func (c *client) do(command Command) (Answer, error) {
 		c.chunk = make([]byte, bulkBytes)
 	}
 	c.took = slices.Grow(c.took[:0], command.Units)
-	if c.kind == Fanout {
-		if err := c.adjust(command); err != nil {
-			return Answer{}, err
-		}
+	if err := c.adjust(command); err != nil {
+		return Answer{}, err
+	}
+	if command.Units == 0 {
+		return Answer{}, nil
 	}
 	begin := time.Now()
 	connections, err := work(command)
@@ -91,45 +91,36 @@ func (c *client) churn(command Command) (int, error) {
 	return command.Units, nil
 }
 
+// keepalive sends HTTP requests over its one connection.
 func (c *client) keepalive(command Command) (int, error) {
-	address := sockaddr(command.To)
-	fd, err := connect(&address)
-	if err != nil {
-		return 0, err
-	}
 	buffer := c.chunk[:len(response)]
 	for range command.Units {
 		err := c.timed(func() error {
-			if err := writeAll(fd, request); err != nil {
+			if err := writeAll(c.open[0], request); err != nil {
 				return err
 			}
-			return readAll(fd, buffer)
+			return readAll(c.open[0], buffer)
 		})
 		if err != nil {
-			return 1, err
+			return 0, err
 		}
 	}
-	return 1, closeSocket(fd)
+	return 0, nil
 }
 
+// bulk sends a length and as many bytes over its one connection, and waits until they have arrived.
 func (c *client) bulk(command Command) (int, error) {
-	address := sockaddr(command.To)
-	fd, err := connect(&address)
-	if err != nil {
+	var length [lengthBytes]byte
+	binary.BigEndian.PutUint64(length[:], uint64(command.Units)<<20)
+	if err := writeAll(c.open[0], length[:]); err != nil {
 		return 0, err
 	}
 	for range command.Units << 20 / bulkBytes {
-		if err := writeAll(fd, c.chunk); err != nil {
-			return 1, err
+		if err := writeAll(c.open[0], c.chunk); err != nil {
+			return 0, err
 		}
 	}
-	if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
-		return 1, fmt.Errorf("shutdown: %w", err)
-	}
-	if err := readAll(fd, c.chunk[:1]); err != nil {
-		return 1, err
-	}
-	return 1, closeSocket(fd)
+	return 0, readAll(c.open[0], c.chunk[:1])
 }
 
 // adjust opens connections that are missing, and closes those that are too many.
@@ -141,6 +132,9 @@ func (c *client) adjust(command Command) error {
 			return fmt.Errorf("connection %d of %d: %w", len(c.open)+1, command.Open, err)
 		}
 		c.open = append(c.open, fd)
+		if c.kind != Fanout {
+			continue
+		}
 		// Its answer shows that the server has accepted it.
 		if err := c.ask(fd); err != nil {
 			return fmt.Errorf("connection %d of %d: %w", len(c.open), command.Open, err)

@@ -2,6 +2,7 @@ package workload
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -85,15 +86,30 @@ func answer(fd int, buffer []byte) error {
 	}
 }
 
-// swallow reads to the end and says so with a byte.
+// lengthBytes is the size of the number that goes before the bytes of a stream.
+const lengthBytes = 8
+
+// swallow reads a length and as many bytes and says so with a byte, until the other end closes.
 func swallow(fd int, buffer []byte) error {
 	for {
-		n, err := read(fd, buffer)
-		if err != nil {
+		// It comes alone: what follows waits in the socket.
+		if n, err := read(fd, buffer[:lengthBytes]); n == 0 || err != nil {
 			return err
+		} else if n < lengthBytes {
+			return fmt.Errorf("%d bytes of a length", n)
 		}
-		if n == 0 {
-			return writeAll(fd, buffer[:1])
+		for left := binary.BigEndian.Uint64(buffer); left > 0; {
+			n, err := read(fd, buffer[:min(left, uint64(len(buffer)))])
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				return fmt.Errorf("the other end closed with %d bytes missing", left)
+			}
+			left -= uint64(n)
+		}
+		if err := writeAll(fd, buffer[:1]); err != nil {
+			return err
 		}
 	}
 }

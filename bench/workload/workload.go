@@ -42,7 +42,7 @@ type Command struct {
 	To netip.AddrPort `json:"to"`
 	// Units of work: connections, requests, or MiB.
 	Units int `json:"units"`
-	// Open is how many connections of a fanout are to be open while it works; what is too few or too many is opened or closed first.
+	// Open is how many connections stay open from slice to slice; what is too few or too many is opened or closed first. None of a churn.
 	Open int `json:"open,omitempty"`
 	// Pace is the time from the start of one burst of requests of a fanout to the next, in nanoseconds.
 	Pace time.Duration `json:"pace,omitempty"`
@@ -53,7 +53,7 @@ type Answer struct {
 	Wall int64 `json:"wall"`
 	P50  int64 `json:"p50"`
 	P99  int64 `json:"p99"`
-	// Connections that were made in this slice.
+	// Connections that were made and ended in this slice.
 	Connections int    `json:"connections"`
 	Error       string `json:"error,omitempty"`
 }
