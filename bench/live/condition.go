@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os/exec"
 	"runtime"
 	"strconv"
 	"time"
@@ -37,14 +38,16 @@ type stand struct {
 	condition
 	cgroup  string // of the workload
 	agent   *agent // nil when nothing is observed
-	in      io.Writer
+	server  *exec.Cmd
+	client  *exec.Cmd
+	in      io.Writer // of the client
 	out     *json.Decoder
 	port    uint16
 	ended   int // connections that have been made and closed
 	visited int // addresses of the server that were used
 }
 
-// startStand starts the agent of a condition, then its workload.
+// startStand makes the cgroup of a condition and starts its agent.
 func (r *run) startStand(ctx context.Context, c condition, w work, index int) (*stand, error) {
 	s := &stand{condition: c}
 	var err error
@@ -58,29 +61,46 @@ func (r *run) startStand(ctx context.Context, c condition, w work, index int) (*
 			return nil, err
 		}
 	}
-	if w.kind == "" {
-		return s, nil
-	}
-	cpu := workCPU()
-	line, err := r.place.startAndRead(workload.NewServer(r.self, w.kind, cpu), s.cgroup)
+	return s, nil
+}
+
+// startWorkload starts a server and a client in the condition's cgroup.
+func (r *run) startWorkload(s *stand, kind workload.Kind) error {
+	s.server = workload.NewServer(r.self, kind, workCPU())
+	line, err := r.place.startAndRead(s.server, s.cgroup)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	port, err := strconv.ParseUint(line, 10, 16)
 	if err != nil {
-		return nil, fmt.Errorf("server's port: %w", err)
+		return fmt.Errorf("server's port: %w", err)
 	}
 	s.port = uint16(port)
-	client := workload.NewClient(r.self, w.kind, cpu, r.burn[c.name])
-	if s.in, err = client.StdinPipe(); err != nil {
-		return nil, err
+	s.client = workload.NewClient(r.self, kind, workCPU(), r.burn[s.name])
+	if s.in, err = s.client.StdinPipe(); err != nil {
+		return err
 	}
-	out, err := client.StdoutPipe()
+	out, err := s.client.StdoutPipe()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	s.out = json.NewDecoder(bufio.NewReader(out))
-	return s, r.place.start(client, s.cgroup)
+	return r.place.start(s.client, s.cgroup)
+}
+
+// endWorkload closes the connections that are open and ends both processes.
+func (r *run) endWorkload(ctx context.Context, s *stand, open int) error {
+	if _, err := s.do(ctx, workload.Command{}); err != nil {
+		return err
+	}
+	s.ended += open
+	// The server must have closed its ends, for the account.
+	if _, err := settled(ctx, s.cgroup); err != nil {
+		return err
+	}
+	r.place.end(s.client)
+	r.place.end(s.server)
+	return nil
 }
 
 // workCPU is the one on which workloads run.

@@ -32,18 +32,19 @@ type work struct {
 	open       int            // connections that stay
 	pace       time.Duration  // of a fanout
 	running    bool           // agents run all the time: the work gives them nothing to do
-	rounds     int            // how many
-	quick      int            // how many in a quick run
+	rounds     int            // with the same processes
+	epochs     int            // of so many rounds
+	quick      int            // epochs of a quick run
 	settings   map[string]any // of the agents, besides the condition's
 }
 
 var works = []work{
-	{name: "churn", kind: workload.Churn, conditions: []condition{bare, aa, metrics, logging, full}, units: 1000, rounds: 150, quick: 30},
-	{name: "keepalive", kind: workload.Keepalive, conditions: []condition{bare, aa, metrics, full}, units: 1000, open: 1, running: true, rounds: 1000, quick: 300},
-	{name: "bulk", kind: workload.Bulk, conditions: []condition{bare, aa, metrics, full}, units: 32, open: 1, running: true, rounds: 1000, quick: 300},
+	{name: "churn", kind: workload.Churn, conditions: []condition{bare, aa, metrics, logging, full}, units: 1000, rounds: 6, epochs: 25, quick: 5},
+	{name: "keepalive", kind: workload.Keepalive, conditions: []condition{bare, aa, metrics, full}, units: 1000, open: 1, running: true, rounds: 30, epochs: 40, quick: 10},
+	{name: "bulk", kind: workload.Bulk, conditions: []condition{bare, aa, metrics, full}, units: 32, open: 1, running: true, rounds: 30, epochs: 40, quick: 10},
 	{
 		name: "fanout", kind: workload.Fanout, conditions: []condition{bare, aa, metrics, full}, units: 1200, open: 10_000,
-		pace: 10 * time.Millisecond, rounds: 15, quick: 3, settings: map[string]any{"report_interval": "1s"},
+		pace: 10 * time.Millisecond, rounds: 3, epochs: 5, quick: 1, settings: map[string]any{"report_interval": "1s"},
 	},
 }
 
@@ -80,7 +81,7 @@ func (s Source) Measure(ctx context.Context, o figure.Options) (figures []figure
 			continue
 		}
 		if o.Quick {
-			w.rounds = w.quick
+			w.epochs = w.quick
 		}
 		session, err := r.session(ctx, w)
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -132,6 +133,13 @@ func (p *place) inside(f func() error) error {
 		}
 		return f()
 	})
+}
+
+// end kills a process that was started here.
+func (p *place) end(cmd *exec.Cmd) {
+	p.processes = slices.DeleteFunc(p.processes, func(c *exec.Cmd) bool { return c == cmd })
+	_ = cmd.Process.Kill() // it may have ended
+	_ = cmd.Wait()
 }
 
 // clear kills what runs and removes the cgroups in which it did. The place can be used again.

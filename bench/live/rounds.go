@@ -28,26 +28,56 @@ func (r *run) session(ctx context.Context, w work) (s *session, err error) {
 			return nil, err
 		}
 	}
-	if err := s.warmUp(ctx); err != nil {
-		return nil, err
-	}
 	measure := s.drained
 	if w.running {
 		measure = s.side
 	}
 	begin := time.Now()
-	if err := measure(ctx); err != nil {
-		return nil, err
+	for range w.epochs {
+		if err := s.epoch(ctx, measure); err != nil {
+			return nil, err
+		}
 	}
-	fmt.Fprintf(r.options.Log, "%-10s %d rounds of %d conditions in %v\n", w.name, w.rounds, len(s.stands), time.Since(begin).Round(time.Second/10))
-	return s, s.verify(ctx)
+	fmt.Fprintf(r.options.Log, "%-10s %d times %d rounds of %d conditions in %v\n",
+		w.name, w.epochs, w.rounds, len(s.stands), time.Since(begin).Round(time.Second/10))
+	for _, t := range s.stands {
+		if t.agent == nil {
+			continue
+		}
+		if err := t.agent.verify(ctx, t.ended); err != nil {
+			return nil, fmt.Errorf("the account of %s does not close: %w", t.name, err)
+		}
+	}
+	return s, nil
+}
+
+// epoch measures some rounds with workload processes of their own: where a process has its memory makes it some percent faster or slower for all
+// its life.
+func (s *session) epoch(ctx context.Context, measure func(context.Context) error) error {
+	for _, i := range s.random.Perm(len(s.stands)) {
+		if err := s.startWorkload(s.stands[i], s.kind); err != nil {
+			return err
+		}
+	}
+	if err := s.warmUp(ctx); err != nil {
+		return err
+	}
+	if err := measure(ctx); err != nil {
+		return err
+	}
+	for _, t := range s.stands {
+		if err := s.endWorkload(ctx, t, s.open); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // warmUp is for first connections, caches, and what an agent reads of a process that is new to it. Nothing of it is measured.
 func (s *session) warmUp(ctx context.Context) error {
 	for _, t := range s.stands {
 		command := s.command
-		command.Units = min(s.units, 500)
+		command.Units = min(s.units, 200)
 		if _, err := t.do(ctx, command); err != nil {
 			return err
 		}
@@ -139,30 +169,11 @@ func (s *session) side(ctx context.Context) error {
 			return err
 		}
 		rate := float64(after-used[i]) / took.Seconds()
-		for j := range s.pairs[i] {
-			with := &s.pairs[i][j].with
+		for j := range s.pairs[i][len(s.pairs[i])-s.rounds:] {
+			with := &s.pairs[i][len(s.pairs[i])-s.rounds+j].with
 			with.agent = rate * with.wall
 			with.cpu += with.agent
 			with.rss = float64(memory)
-		}
-	}
-	return nil
-}
-
-// verify ends what is open and closes the accounts of all agents.
-func (s *session) verify(ctx context.Context) error {
-	for _, t := range s.stands {
-		if s.open > 0 {
-			if _, err := t.do(ctx, workload.Command{}); err != nil {
-				return err
-			}
-			t.ended += s.open
-		}
-		if t.agent == nil {
-			continue
-		}
-		if err := t.agent.verify(ctx, t.ended); err != nil {
-			return fmt.Errorf("the account of %s does not close: %w", t.name, err)
 		}
 	}
 	return nil
