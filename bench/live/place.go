@@ -22,7 +22,7 @@ import (
 // priority (nice) of what is measured: above what else this machine does.
 const priority = -10
 
-// placePrefix begins the names of the runs' cgroups; the harness's pid follows.
+// placePrefix begins the names of the runs' cgroups and directories; the harness's pid and a number follow.
 const placePrefix = "sidelight-bench-"
 
 // timeWaits is how many sockets in TIME_WAIT the namespace may have: beyond that, ends of connections take another way.
@@ -44,12 +44,15 @@ func newPlace() (*place, error) {
 	if err != nil {
 		return p, err
 	}
-	removeLeftovers(root)
-	p.cgroup = filepath.Join(root, placePrefix+strconv.Itoa(os.Getpid()))
-	if err := os.Mkdir(p.cgroup, 0o755); err != nil {
-		return p, fmt.Errorf("make cgroup: %w; run as root", err)
+	if os.Geteuid() != 0 {
+		return p, errors.New("cgroups and network namespaces cannot be made: run as root")
 	}
-	if p.directory, err = os.MkdirTemp("", placePrefix); err != nil {
+	removeLeftovers(root)
+	name := placePrefix + strconv.Itoa(os.Getpid()) + "-*"
+	if p.cgroup, err = os.MkdirTemp(root, name); err != nil {
+		return p, fmt.Errorf("make cgroup: %w", err)
+	}
+	if p.directory, err = os.MkdirTemp("", name); err != nil {
 		return p, err
 	}
 	err = onThread(func() (err error) {
@@ -173,17 +176,24 @@ func (p *place) close() error {
 	return err
 }
 
-// removeLeftovers removes the cgroups of runs that were killed. Their processes went with them.
+// removeLeftovers removes what runs made that were killed. Their processes went with them.
 func removeLeftovers(root string) {
-	dirs, _ := filepath.Glob(filepath.Join(root, placePrefix+"*"))
-	for _, dir := range dirs {
-		pid, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(dir), placePrefix))
-		if err != nil || unix.Kill(pid, 0) == nil {
-			continue
-		}
-		inner, _ := filepath.Glob(filepath.Join(dir, "*"))
-		for _, d := range append(inner, dir) {
-			_ = unix.Rmdir(d) // refuses what is not empty, and files
+	for _, parent := range []string{root, os.TempDir()} {
+		dirs, _ := filepath.Glob(filepath.Join(parent, placePrefix+"*"))
+		for _, dir := range dirs {
+			text, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), placePrefix), "-")
+			pid, err := strconv.Atoi(text)
+			if err != nil || unix.Kill(pid, 0) == nil {
+				continue
+			}
+			if parent != root {
+				_ = os.RemoveAll(dir)
+				continue
+			}
+			inner, _ := filepath.Glob(filepath.Join(dir, "*"))
+			for _, d := range append(inner, dir) {
+				_ = unix.Rmdir(d) // refuses what is not empty, and files
+			}
 		}
 	}
 }
