@@ -43,7 +43,7 @@ func (d *Direction) UnmarshalText(text []byte) error {
 // Figure is one measured number. It is of one of three kinds, told apart by what is set:
 //   - exact: Value alone. Deterministic; the same code gives the same number, and the gate compares it as it is.
 //   - sampled: Samples. The median is what counts, with a bootstrap interval.
-//   - paired: Samples and Base, one of each a round. The ratio of the medians is what counts, with a bootstrap interval over rounds.
+//   - paired: Samples and Base, one of each a round. The median of the rounds' ratios is what counts, with a bootstrap interval.
 type Figure struct {
 	// Name is SOURCE.WHAT.., in lower case with dots and underscores, such as live.churn.metrics.cpu. Budgets name it.
 	Name string `json:"name"`
@@ -55,6 +55,8 @@ type Figure struct {
 	Value   float64   `json:"value,omitempty"`
 	Samples []float64 `json:"samples,omitempty"`
 	Base    []float64 `json:"base,omitempty"`
+	// Block is how many samples after each other have something in common, such as the processes that made them; 0 is 1.
+	Block int `json:"block,omitempty"`
 }
 
 // Exact says whether the figure is deterministic.

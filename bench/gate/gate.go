@@ -90,9 +90,9 @@ func Estimate(f *figure.Figure, seed uint64) stat.Estimate {
 	case f.Exact():
 		return stat.Exactly(f.Value)
 	case f.Paired():
-		return stat.OfRatio(f.Samples, f.Base, seed)
+		return stat.OfRatio(f.Samples, f.Base, f.Block, seed)
 	}
-	return stat.OfMedian(f.Samples, seed)
+	return stat.OfMedian(f.Samples, f.Block, seed)
 }
 
 func (b *Budget) verdict(f *figure.Figure, e stat.Estimate) Verdict {

@@ -83,6 +83,9 @@ func TestVerdict(t *testing.T) {
 		{"slower than itself", paired, within(1.01), 1.011, 1.02, Broken},
 		{"faster than itself", paired, within(1.01), 0.97, 0.989, Broken},
 	} {
+		if c.budget.AtLeast != nil {
+			c.figure.Better = figure.Higher
+		}
 		if got := c.budget.verdict(&c.figure, stat.Estimate{Point: c.low, Low: c.low, High: c.high}); got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}

@@ -26,12 +26,12 @@ func (s *session) figures() []figure.Figure {
 		name := "live." + s.name + "." + t.name + "."
 		paired := func(what, unit string, better figure.Direction, of func(*sample) float64) {
 			figures = append(figures, figure.Figure{
-				Name: name + what, Unit: unit, Better: better,
+				Name: name + what, Unit: unit, Better: better, Block: s.rounds,
 				Samples: series(pairs, func(p *pair) float64 { return of(&p.with) }), Base: series(pairs, func(p *pair) float64 { return of(&p.base) }),
 			})
 		}
 		sampled := func(what, unit string, of func(*sample) float64) {
-			figures = append(figures, figure.Figure{Name: name + what, Unit: unit, Samples: series(pairs, func(p *pair) float64 { return of(&p.with) })})
+			figures = append(figures, figure.Figure{Name: name + what, Unit: unit, Block: s.rounds, Samples: series(pairs, func(p *pair) float64 { return of(&p.with) })})
 		}
 		if s.kind != workload.Bulk {
 			paired("p50", "ns", figure.Lower, func(s *sample) float64 { return s.p50 })

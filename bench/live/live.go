@@ -39,12 +39,12 @@ type work struct {
 }
 
 var works = []work{
-	{name: "churn", kind: workload.Churn, conditions: []condition{bare, aa, metrics, logging, full}, units: 1000, rounds: 6, epochs: 25, quick: 5},
-	{name: "keepalive", kind: workload.Keepalive, conditions: []condition{bare, aa, metrics, full}, units: 1000, open: 1, running: true, rounds: 30, epochs: 40, quick: 10},
-	{name: "bulk", kind: workload.Bulk, conditions: []condition{bare, aa, metrics, full}, units: 32, open: 1, running: true, rounds: 30, epochs: 40, quick: 10},
+	{name: "churn", kind: workload.Churn, conditions: []condition{bare, aa, metrics, logging, full}, units: 1000, rounds: 2, epochs: 75, quick: 15},
+	{name: "keepalive", kind: workload.Keepalive, conditions: []condition{bare, aa, metrics, full}, units: 1000, open: 1, running: true, rounds: 12, epochs: 80, quick: 18},
+	{name: "bulk", kind: workload.Bulk, conditions: []condition{bare, aa, metrics, full}, units: 32, open: 1, running: true, rounds: 12, epochs: 80, quick: 18},
 	{
 		name: "fanout", kind: workload.Fanout, conditions: []condition{bare, aa, metrics, full}, units: 1200, open: 10_000,
-		pace: 10 * time.Millisecond, rounds: 3, epochs: 5, quick: 1, settings: map[string]any{"report_interval": "1s"},
+		pace: 10 * time.Millisecond, rounds: 1, epochs: 12, quick: 3, settings: map[string]any{"report_interval": "1s"},
 	},
 }
 

@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 }
 
 // small is a churn of nothing but the base and itself: it needs no agent.
-var small = work{name: "churn", kind: workload.Churn, conditions: []condition{bare, aa}, units: 300, rounds: 15, epochs: 4}
+var small = work{name: "churn", kind: workload.Churn, conditions: []condition{bare, aa}, units: 300, rounds: 2, epochs: 30}
 
 func newTestRun(t *testing.T) *run {
 	t.Helper()

@@ -58,9 +58,17 @@ func (s *session) epoch(ctx context.Context, measure func(context.Context) error
 		if err := s.startWorkload(s.stands[i], s.kind); err != nil {
 			return err
 		}
+		if err := s.warmUp(ctx, s.stands[i]); err != nil {
+			return err
+		}
 	}
-	if err := s.warmUp(ctx); err != nil {
-		return err
+	for _, t := range s.stands {
+		if t.agent == nil {
+			continue
+		}
+		if _, err := t.agent.arrived(ctx, 2*t.ended); err != nil {
+			return fmt.Errorf("agent of %s: %w", t.name, err)
+		}
 	}
 	if err := measure(ctx); err != nil {
 		return err
@@ -74,21 +82,14 @@ func (s *session) epoch(ctx context.Context, measure func(context.Context) error
 }
 
 // warmUp is for first connections, caches, and what an agent reads of a process that is new to it. Nothing of it is measured.
-func (s *session) warmUp(ctx context.Context) error {
-	for _, t := range s.stands {
-		command := s.command
-		command.Units = min(s.units, 200)
-		if _, err := t.do(ctx, command); err != nil {
-			return err
-		}
-		if t.agent == nil {
-			continue
-		}
-		if _, err := t.agent.arrived(ctx, 2*t.ended); err != nil {
-			return fmt.Errorf("agent of %s: %w", t.name, err)
-		}
+func (s *session) warmUp(ctx context.Context, t *stand) error {
+	command := s.command
+	command.Units = max(1, s.units/10)
+	if _, err := t.do(ctx, command); err != nil {
+		return err
 	}
-	return nil
+	_, err := settled(ctx, t.cgroup)
+	return err
 }
 
 // drained measures work of which agents have something to do: only the agent of the slice runs, and the slice includes all that it does. A slice
@@ -138,7 +139,7 @@ func (s *session) side(ctx context.Context) error {
 			continue
 		}
 		var err error
-		if used[i], err = still(ctx, t.agent.cgroup); err != nil {
+		if used[i], err = usage(t.agent.cgroup); err != nil {
 			return err
 		}
 	}
@@ -160,9 +161,9 @@ func (s *session) side(ctx context.Context) error {
 		if t.agent == nil {
 			continue
 		}
-		after, err := t.agent.arrived(ctx, 2*t.ended)
+		after, err := usage(t.agent.cgroup)
 		if err != nil {
-			return fmt.Errorf("agent of %s: %w", t.name, err)
+			return err
 		}
 		memory, err := t.agent.rss()
 		if err != nil {

@@ -41,46 +41,53 @@ func Quantile[T any](sorted []T, q float64) T {
 	return sorted[max(0, min(i, len(sorted)-1))]
 }
 
-// OfMedian estimates the median of samples.
-func OfMedian(samples []float64, seed uint64) Estimate {
+// OfMedian estimates the median of samples. Each block of so many samples that follow each other has something in common, by which it differs
+// from other blocks: so blocks are drawn. It is 1 where samples have nothing to do with each other.
+func OfMedian(samples []float64, block int, seed uint64) Estimate {
 	drawn := make([]float64, len(samples))
-	return bootstrap(Median(samples), len(samples), seed, func(rounds []int) float64 {
+	return bootstrap(Median(samples), len(samples), block, seed, func(rounds []int) float64 {
 		for i, r := range rounds {
 			drawn[i] = samples[r]
 		}
-		return medianOf(drawn)
+		return medianOf(drawn[:len(rounds)])
 	})
 }
 
-// OfRatio estimates the median of the ratios of samples to base, which are pairs: samples[i] and base[i] are of one round. The base must be
-// positive. It is not the ratio of the medians: on a machine that is now fast, now slow, for seconds at a time, a median jumps from one
+// OfRatio estimates the median of the ratios of samples to base, which are pairs: samples[i] and base[i] are of one round. The base must
+// be positive. It is not the ratio of the medians: on a machine that is now fast, now slow, for seconds at a time, a median jumps from one
 // to the other, for samples and base apart, while the ratio within a round stays what it is.
-func OfRatio(samples, base []float64, seed uint64) Estimate {
+func OfRatio(samples, base []float64, block int, seed uint64) Estimate {
 	ratios := make([]float64, len(samples))
 	for i := range samples {
 		ratios[i] = samples[i] / base[i]
 	}
-	return OfMedian(ratios, seed)
+	return OfMedian(ratios, block, seed)
 }
 
 // RatioOfMedians is the other way to put samples and base together, for information.
-func RatioOfMedians(samples, base []float64, seed uint64) Estimate {
+func RatioOfMedians(samples, base []float64, block int, seed uint64) Estimate {
 	above, below := make([]float64, len(samples)), make([]float64, len(samples))
-	return bootstrap(Median(samples)/Median(base), len(samples), seed, func(rounds []int) float64 {
+	return bootstrap(Median(samples)/Median(base), len(samples), block, seed, func(rounds []int) float64 {
 		for i, r := range rounds {
 			above[i], below[i] = samples[r], base[r]
 		}
-		return medianOf(above) / medianOf(below)
+		return medianOf(above[:len(rounds)]) / medianOf(below[:len(rounds)])
 	})
 }
 
-// bootstrap draws n rounds of n with replacement, again and again, and takes the middle 95 % of what statistic says of them.
-func bootstrap(point float64, n int, seed uint64, statistic func(rounds []int) float64) Estimate {
+// bootstrap draws n rounds with replacement, a block at a time, again and again, and takes the middle 95 % of what statistic says of them.
+func bootstrap(point float64, n, block int, seed uint64, statistic func(rounds []int) float64) Estimate {
+	block = max(1, block)
+	blocks := (n + block - 1) / block
 	random := rand.New(rand.NewPCG(seed, uint64(n)))
-	rounds, values := make([]int, n), make([]float64, Resamples)
+	rounds, values := make([]int, 0, n), make([]float64, Resamples)
 	for i := range values {
-		for j := range rounds {
-			rounds[j] = random.IntN(n)
+		rounds = rounds[:0]
+		for range blocks {
+			first := random.IntN(blocks) * block
+			for r := first; r < min(first+block, n) && len(rounds) < n; r++ {
+				rounds = append(rounds, r)
+			}
 		}
 		values[i] = statistic(rounds)
 	}
