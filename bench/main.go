@@ -34,7 +34,7 @@ type options struct {
 	budgets, results, name string
 }
 
-// sources are all that there are, in the order in which they run.
+// all are the sources that there are, in the order in which they run.
 func (o *options) all() []figure.Source {
 	return []figure.Source{
 		live.Source{Only: o.only},
@@ -120,27 +120,30 @@ func bench(ctx context.Context, o *options) error {
 	}
 	about := report.Describe(o.name, o.Seed, o.Quick)
 	fmt.Fprintf(o.Log, "seed %d\n", o.Seed)
+	sources, err := o.picked()
+	if err != nil {
+		return err
+	}
 	var figures []figure.Figure
-	var measured []string
-	for _, s := range o.all() {
-		if !slices.Contains(o.sources, s.Name()) {
-			continue
-		}
+	for _, s := range sources {
 		some, err := s.Measure(ctx, o.Options)
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.Name(), err)
 		}
 		figures = append(figures, some...)
-		measured = append(measured, s.Name())
 	}
-	for _, name := range o.sources {
-		if !slices.Contains(measured, name) {
-			return fmt.Errorf("no source %q", name)
-		}
-	}
-	results, err := gate.Judge(figures, budgets, measured, o.Seed)
+	results, err := gate.Judge(figures, budgets, o.sources, o.Seed)
 	if err != nil {
 		return err
+	}
+	more, err := o.again(ctx, sources, results, figures)
+	if err != nil {
+		return err
+	}
+	if more {
+		if results, err = gate.Judge(figures, budgets, o.sources, o.Seed); err != nil {
+			return err
+		}
 	}
 	dir := filepath.Join(o.results, o.name)
 	if err := report.Write(dir, about, results); err != nil {
@@ -158,6 +161,46 @@ func bench(ctx context.Context, o *options) error {
 		return fmt.Errorf("%w: %s", errBroken, strings.Join(broken, ", "))
 	}
 	return nil
+}
+
+// picked are the sources that were asked for.
+func (o *options) picked() ([]figure.Source, error) {
+	var sources []figure.Source
+	for _, name := range o.sources {
+		i := slices.IndexFunc(o.all(), func(s figure.Source) bool { return s.Name() == name })
+		if i < 0 {
+			return nil, fmt.Errorf("no source %q; leave --sources out for all", name)
+		}
+		sources = append(sources, o.all()[i])
+	}
+	return sources, nil
+}
+
+// again measures once more what is broken by so little that it may be chance, and adds it to the figures.
+func (o *options) again(ctx context.Context, sources []figure.Source, results []gate.Result, figures []figure.Figure) (more bool, err error) {
+	for _, s := range sources {
+		source, ok := s.(figure.Again)
+		if !ok {
+			continue
+		}
+		var names []string
+		for _, r := range results {
+			if r.Source() == s.Name() && r.Doubtful() {
+				names = append(names, r.Figure.Name)
+			}
+		}
+		if len(names) == 0 {
+			continue
+		}
+		fmt.Fprintf(o.Log, "once more, since broken by little: %s\n", strings.Join(names, ", "))
+		some, err := source.MeasureAgain(ctx, o.Options, names)
+		if err != nil {
+			return more, fmt.Errorf("%s: %w", s.Name(), err)
+		}
+		figure.Pool(figures, some)
+		more = true
+	}
+	return more, nil
 }
 
 // load reads the budgets that this run can hold figures against.

@@ -108,3 +108,24 @@ type Source interface {
 	// died. A figure that is worse than its budget is no error.
 	Measure(ctx context.Context, o Options) ([]Figure, error)
 }
+
+// Again is a source that can measure some of its figures once more.
+type Again interface {
+	Source
+	// MeasureAgain measures these figures, and may measure others with them.
+	MeasureAgain(ctx context.Context, o Options, names []string) ([]Figure, error)
+}
+
+// Pool adds the samples of a second measurement to the figures that have the same names. Figures that only one of them has stay as they are.
+func Pool(figures, again []Figure) {
+	byName := make(map[string]*Figure, len(again))
+	for i := range again {
+		byName[again[i].Name] = &again[i]
+	}
+	for i := range figures {
+		if more := byName[figures[i].Name]; more != nil && !figures[i].Exact() {
+			figures[i].Samples = append(figures[i].Samples, more.Samples...)
+			figures[i].Base = append(figures[i].Base, more.Base...)
+		}
+	}
+}

@@ -45,6 +45,17 @@ func sourceOf(name string) string {
 	return source
 }
 
+// Doubtful says whether the figure is broken by less than the width of its interval. One interval in twenty does not hold the truth, so among many figures
+// some are beyond a limit that is kept: these are worth a second measurement.
+func (r *Result) Doubtful() bool {
+	if r.Verdict != Broken || r.Figure.Exact() {
+		return false
+	}
+	width := r.Estimate.High - r.Estimate.Low
+	wider := stat.Estimate{Point: r.Estimate.Point, Low: r.Estimate.Low - width, High: r.Estimate.High + width}
+	return r.Budget.verdict(&r.Figure, wider) != Broken
+}
+
 // Judge returns a result for each figure, in their order. A budget of one of the sources without its figure, and one whose figure
 // improves in the other direction, is an error.
 func Judge(figures []figure.Figure, budgets []Budget, sources []string, seed uint64) ([]Result, error) {

@@ -106,7 +106,9 @@ func TestJudge(t *testing.T) {
 		{"turned around", []figure.Figure{one}, Budget{Figure: "live.x", AtLeast: ref(3)}, "but lower is better; turn the comparison around"},
 		{"twice", []figure.Figure{one, one}, Budget{Figure: "live.x", AtMost: ref(3)}, "figure live.x is there twice"},
 		{
-			"uneven", []figure.Figure{{Name: "live.x", Samples: []float64{1, 2}, Base: []float64{1}}}, Budget{Figure: "live.x", AtMost: ref(3)},
+			"uneven",
+			[]figure.Figure{{Name: "live.x", Samples: []float64{1, 2}, Base: []float64{1}}},
+			Budget{Figure: "live.x", AtMost: ref(3)},
 			"2 samples and 1 of its base",
 		},
 		{"nothing below", []figure.Figure{{Name: "live.x", Samples: []float64{1}, Base: []float64{0}}}, Budget{Figure: "live.x", AtMost: ref(3)}, "there is no ratio"},
@@ -148,15 +150,35 @@ func TestSameCodeStaysGreen(t *testing.T) {
 	}
 }
 
-// The same runs with a tenth more in each sample are red where 4 % are allowed.
+// The same runs with a fifth more in each sample are red where 4 % are allowed.
 func TestSlowdownTurnsRed(t *testing.T) {
 	for i, f := range recorded(t) {
 		for j := range f.Samples {
-			f.Samples[j] *= 1.1
+			f.Samples[j] *= 1.2
 		}
 		b := Budget{AtMost: ref(1.04)}
 		if e := Estimate(&f, 1); b.verdict(&f, e) != Broken {
 			t.Errorf("run %d: %s: %v does not break %s", i, f.Name, e, b.Limit())
+		}
+	}
+}
+
+func TestDoubtful(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		low, high float64
+		want      bool
+	}{
+		{"just beyond", 1.06, 1.10, true},
+		{"far beyond", 1.30, 1.34, false},
+		{"kept", 1.00, 1.04, false},
+	} {
+		f := figure.Figure{Name: "a.b", Samples: []float64{1}, Base: []float64{1}}
+		b := Budget{Figure: "a.b", AtMost: ref(1.05)}
+		e := stat.Estimate{Point: (c.low + c.high) / 2, Low: c.low, High: c.high}
+		r := Result{Figure: f, Estimate: e, Budget: &b, Verdict: b.verdict(&f, e)}
+		if got := r.Doubtful(); got != c.want {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
 		}
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/sidelight-mesh/sidelight/bench/figure"
@@ -99,11 +101,17 @@ func (s Source) Measure(ctx context.Context, o figure.Options) (figures []figure
 	return figures, nil
 }
 
-func (s Source) picks(name string) bool {
-	for _, only := range s.Only {
-		if only == name {
-			return true
+// MeasureAgain implements figure.Again.
+func (s Source) MeasureAgain(ctx context.Context, o figure.Options, names []string) ([]figure.Figure, error) {
+	s.Only = nil
+	for _, name := range names {
+		if parts := strings.Split(name, "."); len(parts) > 1 {
+			s.Only = append(s.Only, parts[1])
 		}
 	}
-	return len(s.Only) == 0
+	return s.Measure(ctx, o)
+}
+
+func (s Source) picks(name string) bool {
+	return len(s.Only) == 0 || slices.Contains(s.Only, name)
 }
