@@ -338,9 +338,9 @@ func (e *scene) checkKernel(lines []edgeLine) {
 			servers++
 		}
 	}
-	want := map[string]uint64{"Tcp ActiveOpens": clients, "Tcp PassiveOpens": servers, "Tcp CurrEstab": 0}
+	want := map[string]uint64{"TcpActiveOpens": clients, "TcpPassiveOpens": servers, "TcpCurrEstab": 0}
 	if !e.strayed {
-		want["Tcp RetransSegs"] = retransmits
+		want["TcpRetransSegs"] = retransmits
 	}
 	e.counted(want)
 }
@@ -349,7 +349,7 @@ func (e *scene) checkKernel(lines []edgeLine) {
 func (e *scene) counted(want map[string]uint64) {
 	e.t.Helper()
 	for name, n := range want {
-		if name == "Tcp OutRsts" && n > 0 {
+		if name == "TcpOutRsts" && n > 0 {
 			e.resets(n)
 		} else if got := e.counter(name); got != n {
 			e.t.Errorf("the kernel's %s is %d, want %d", name, got, n)
