@@ -17,6 +17,7 @@ import (
 
 	"github.com/sidelight-mesh/sidelight/bench/figure"
 	"github.com/sidelight-mesh/sidelight/bench/gate"
+	"github.com/sidelight-mesh/sidelight/bench/kernel"
 	"github.com/sidelight-mesh/sidelight/bench/live"
 	"github.com/sidelight-mesh/sidelight/bench/report"
 	"github.com/sidelight-mesh/sidelight/bench/workload"
@@ -38,6 +39,7 @@ type options struct {
 func (o *options) all() []figure.Source {
 	return []figure.Source{
 		live.Source{Only: o.only},
+		kernel.Source{},
 	}
 }
 
@@ -59,6 +61,8 @@ func process(arguments []string) error {
 			return workload.Main(arguments[1:])
 		case live.ReceiverArgument:
 			return live.ReceiverMain()
+		case kernel.Argument:
+			return kernel.Main()
 		}
 	}
 	o, err := parse(arguments)

@@ -169,7 +169,7 @@ func (p *pairs) run(s script, family, count int) error {
 				return err
 			}
 			if err := unix.Connect(fd, address); !errors.Is(err, unix.ECONNREFUSED) {
-				return fmt.Errorf("connect to a closed port: %v", err)
+				return fmt.Errorf("connect to a closed port: %w", unexpected(err))
 			}
 			unix.Close(fd)
 		}
@@ -214,16 +214,24 @@ func exchange(client, server, requests int) error {
 	for range requests {
 		for _, way := range [][2]int{{client, server}, {server, client}} {
 			if n, err := unix.Write(way[0], buf); n != len(buf) || err != nil {
-				return fmt.Errorf("write %d: %v", n, err)
+				return fmt.Errorf("write %d bytes: %w", n, unexpected(err))
 			}
 			if n, err := unix.Read(way[1], buf); n != len(buf) || err != nil {
-				return fmt.Errorf("read %d: %v", n, err)
+				return fmt.Errorf("read %d bytes: %w", n, unexpected(err))
 			}
 		}
 	}
 	unix.Close(client)
 	if n, err := unix.Read(server, buf); n != 0 || err != nil {
-		return fmt.Errorf("read the end: %d, %v", n, err)
+		return fmt.Errorf("read %d bytes at the end: %w", n, unexpected(err))
 	}
 	return unix.Close(server)
+}
+
+// unexpected is an error also where the system call had none.
+func unexpected(err error) error {
+	if err == nil {
+		return errors.New("without error")
+	}
+	return err
 }

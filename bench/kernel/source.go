@@ -69,8 +69,10 @@ func countsWith(ctx context.Context, o options) (figures []figure.Figure, err er
 		into   *cost
 		once   bool // the same with and without the first bytes
 	}{
-		{"churn_ipv4", churn, 4, &churned, false}, {"churn_ipv6", churn, 6, nil, false},
-		{"refused_ipv4", refused, 4, nil, true}, {"refused_ipv6", refused, 6, nil, true},
+		{"churn_ipv4", churn, 4, &churned, false},
+		{"churn_ipv6", churn, 6, nil, false},
+		{"refused_ipv4", refused, 4, nil, true},
+		{"refused_ipv6", refused, 6, nil, true},
 		{"keepalive_ipv4", keepalive, 4, &kept, false},
 	} {
 		if c.once && o.noFirstBytes {
