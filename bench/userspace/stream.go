@@ -1,0 +1,258 @@
+package userspace
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"time"
+	"unsafe"
+
+	"github.com/sidelight-mesh/sidelight/agent/connection"
+	"github.com/sidelight-mesh/sidelight/agent/enrich"
+	"github.com/sidelight-mesh/sidelight/bpf"
+)
+
+// Load says what connections a Stream is of.
+type Load struct {
+	// Connections is how many there are, each with both of its ends on this machine, but for those that fail, which have one.
+	Connections int
+	// Open is how many of them are open at a time.
+	Open int
+	// Edges is over how many edges they are spread, client's and server's counted apart; it is rounded up to twice a square.
+	Edges int
+	// FailEvery makes every so manieth connect a refused one; 0 for none.
+	FailEvery int
+}
+
+// Typical is the load that budgets are held on: 20,000 connections a second of 10 workloads that all talk to each other.
+var Typical = Load{Connections: 20_000, Open: 2_000, Edges: 200, FailEvery: 50}
+
+// spacing is the time between two connects.
+const spacing = 50 * time.Microsecond
+
+// Stream is a sequence of records as the kernel writes them into its ring.
+type Stream struct {
+	// Records are what the ring gives, one by one.
+	Records [][]byte
+	// Ends is how many ends of connections the records are of: each ends with one close.
+	Ends int
+
+	span        uint64 // nanoseconds from the first record to the last
+	connections uint64
+}
+
+// workloads is how many there must be for so many edges.
+func (l Load) workloads() int { return int(math.Ceil(math.Sqrt(float64(max(l.Edges, 2)) / 2))) }
+
+// NewStream makes the records of a load. All of its connections are closed at its end.
+func NewStream(load Load) *Stream {
+	s := &Stream{connections: uint64(load.Connections)}
+	random := rand.New(rand.NewPCG(1, 2))
+	n := load.workloads()
+	pairs := random.Perm(n * n)
+	var open []*life
+	for i := range load.Connections {
+		pair := pairs[i%len(pairs)]
+		c := newLife(i, pair/n, pair%n, random)
+		if load.FailEvery > 0 && i%load.FailEvery == load.FailEvery-1 {
+			s.add(c.event(bpf.Client, bpf.PreConnect))
+			s.add(c.refused())
+			continue
+		}
+		s.open(c)
+		if open = append(open, c); len(open) > load.Open {
+			// Lives differ in length: any of the older half may end.
+			at := random.IntN(len(open)/2 + 1)
+			s.close(open[at], uint64(i))
+			open[at] = open[0]
+			open = open[1:]
+		}
+	}
+	for i, c := range open {
+		s.close(c, uint64(load.Connections+i))
+	}
+	s.span = uint64(spacing) * uint64(load.Connections+len(open)+1)
+	return s
+}
+
+// NewOpen makes the records of connections that open, and stay so. Their Ends do not end.
+func NewOpen(load Load) *Stream {
+	s := &Stream{connections: uint64(load.Connections)}
+	random := rand.New(rand.NewPCG(3, 4))
+	n := load.workloads()
+	for i := range load.Connections {
+		// No key of a Stream made with NewStream is as high.
+		s.open(newLife(1<<40+i, i/n%n, i%n, random))
+	}
+	s.Ends = 2 * load.Connections
+	return s
+}
+
+func (s *Stream) open(c *life) {
+	s.add(c.event(bpf.Client, bpf.PreConnect))
+	s.add(c.event(bpf.Client, bpf.Established))
+	s.add(c.event(bpf.Server, bpf.Established))
+}
+
+func (s *Stream) close(c *life, at uint64) {
+	s.add(c.closed(bpf.Client, at))
+	s.add(c.closed(bpf.Server, at))
+}
+
+func (s *Stream) add(record []byte) {
+	s.Records = append(s.Records, record)
+	if record[0] == bpf.Close {
+		s.Ends++
+	}
+}
+
+// Advance turns the records into those of as many other connections that come after them.
+func (s *Stream) Advance() {
+	le := binary.LittleEndian
+	later := func(b []byte, by uint64) {
+		if at := le.Uint64(b); at != 0 {
+			le.PutUint64(b, at+by)
+		}
+	}
+	var e bpf.CloseEvent
+	for _, r := range s.Records {
+		later(r[unsafe.Offsetof(e.Event.Cookie):], 2*s.connections)
+		for _, offset := range []uintptr{
+			unsafe.Offsetof(e.Event.StartNs), unsafe.Offsetof(e.Event.ConnectNs), unsafe.Offsetof(e.Event.EstablishedNs),
+			unsafe.Offsetof(e.Event.EventNs),
+		} {
+			later(r[offset:], s.span)
+		}
+		if len(r) == bpf.CloseEventSize {
+			later(r[unsafe.Offsetof(e.FirstSentNs):], s.span)
+			later(r[unsafe.Offsetof(e.FirstReceivedNs):], s.span)
+		}
+	}
+}
+
+// life is one connection.
+type life struct {
+	cookie     uint64 // the client's; the server's comes after it
+	start      uint64
+	client     int // workload
+	server     int
+	from, to   netip.AddrPort
+	isn        uint32
+	sent       uint64
+	rtt        uint32
+	handshake  uint64
+	firstBytes uint64
+	told       [int(bpf.RoleCount)]uint16
+}
+
+func newLife(i, client, server int, random *rand.Rand) *life {
+	handshake := 20_000 + random.Uint64N(400_000)
+	return &life{
+		cookie: 2*uint64(i) + 2, start: uint64(time.Hour) + uint64(i%(1<<40))*uint64(spacing),
+		client: client, server: server,
+		from:      netip.AddrPortFrom(address(client, random.IntN(4)), uint16(32768+i%28000)),
+		to:        netip.AddrPortFrom(address(server, random.IntN(4)), uint16(8000+server%16)),
+		isn:       random.Uint32(),
+		sent:      100 + random.Uint64N(20_000),
+		rtt:       uint32(handshake / 1000),
+		handshake: handshake, firstBytes: 100_000 + random.Uint64N(20_000_000),
+	}
+}
+
+// event is one without totals.
+func (c *life) event(role, kind uint8) []byte {
+	e := c.base(role, kind)
+	if role == bpf.Client {
+		c.told[role] |= uint16(bpf.ToldAttempt)
+	}
+	if kind == bpf.Established {
+		c.told[role] |= uint16(bpf.ToldEstablished)
+	}
+	return bytesOf(e)
+}
+
+func (c *life) base(role, kind uint8) bpf.Event {
+	e := bpf.Event{Kind: kind, Role: role, ClientIsn: c.isn, Told: c.told[role]}
+	if role == bpf.Client {
+		e.Cookie, e.StartNs, e.ConnectNs = c.cookie, c.start, c.start+3_000
+		setEnds(&e, c.from, c.to, c.client)
+	} else {
+		e.Cookie, e.StartNs = c.cookie+1, c.start+c.handshake/2
+		setEnds(&e, c.to, c.from, c.server)
+	}
+	e.EventNs = e.ConnectNs
+	if kind != bpf.PreConnect {
+		e.EstablishedNs = c.start + c.handshake
+		e.EventNs = e.EstablishedNs
+	}
+	return e
+}
+
+func (c *life) closed(role uint8, at uint64) []byte {
+	e := bpf.CloseEvent{Event: c.base(role, bpf.Close), SrttUs: c.rtt, MinRttUs: c.rtt / 2, SentBytes: c.sent, ReceivedBytes: 3 * c.sent}
+	e.Event.EventNs = max(uint64(time.Hour)+at*uint64(spacing), c.start) + c.firstBytes + 1_000_000
+	e.FirstSentNs, e.FirstReceivedNs = e.Event.EstablishedNs+c.firstBytes/2, e.Event.EstablishedNs+c.firstBytes
+	if role == bpf.Server {
+		e.SentBytes, e.ReceivedBytes = e.ReceivedBytes, e.SentBytes
+	}
+	return bytesOf(e)
+}
+
+func (c *life) refused() []byte {
+	e := bpf.CloseEvent{Event: c.base(bpf.Client, bpf.Close), MinRttUs: bpf.NoRTT, SkErr: 111}
+	e.Event.Reason, e.Event.EstablishedNs = uint8(connection.Refused), 0
+	e.Event.EventNs = c.start + c.handshake
+	return bytesOf(e)
+}
+
+func setEnds(e *bpf.Event, local, peer netip.AddrPort, workload int) {
+	e.LocalAddr, e.LocalPort = local.Addr().As16(), local.Port()
+	e.PeerAddr, e.PeerPort = peer.Addr().As16(), peer.Port()
+	owner := ownerOf(workload)
+	e.CgroupId, e.Owner.Pid, e.Owner.StartBoottimeNs = cgroupID(workload), owner.PID, owner.StartBoottimeNS
+	for i, b := range owner.Comm {
+		e.Owner.Comm[i] = int8(b)
+	}
+}
+
+func bytesOf[T bpf.Event | bpf.CloseEvent](value T) []byte {
+	b := make([]byte, unsafe.Sizeof(value))
+	copy(b, unsafe.Slice((*byte)(unsafe.Pointer(&value)), len(b)))
+	return b
+}
+
+// address is one of a workload's.
+func address(workload, replica int) netip.Addr {
+	return netip.AddrFrom4([4]byte{10, byte(workload >> 8), byte(workload), byte(replica + 1)})
+}
+
+func cgroupID(workload int) uint64 { return uint64(1000 + workload) }
+
+func ownerOf(workload int) connection.Owner {
+	owner := connection.Owner{StartBoottimeNS: uint64(workload+1) * 10_000_000, PID: uint32(2000 + workload)}
+	copy(owner.Comm[:], fmt.Sprintf("server-%d", workload))
+	return owner
+}
+
+// NewFacts names the ends of the connections of so many edges: half of the workloads are containers, half are systemd units.
+func NewFacts(load Load) *enrich.Facts {
+	var groups []enrich.PeerGroup
+	n := load.workloads()
+	for w := range n {
+		name := fmt.Sprintf("workload-%04d", w)
+		groups = append(groups, enrich.PeerGroup{Name: name, CIDRs: []netip.Prefix{netip.PrefixFrom(address(w, 0), 24)}})
+	}
+	facts := enrich.NewFacts(enrich.NewPeers(groups))
+	for w := range n {
+		path := fmt.Sprintf("/system.slice/service-%04d.service", w)
+		if w%2 == 1 {
+			path = fmt.Sprintf("/system.slice/docker-%04x%s.scope", w, strings.Repeat("c0ffee", 10))
+		}
+		facts.AddCgroup(cgroupID(w), path)
+		facts.AddProcess(ownerOf(w), fmt.Sprintf("server-%d", w))
+	}
+	return facts
+}
