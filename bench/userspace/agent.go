@@ -139,10 +139,10 @@ func (a *Agent) marshalled(b []byte, err error) error {
 	return err
 }
 
-// Play hands a stream's records to the pipeline, as the ring's reader does.
-func (a *Agent) Play(s *Stream) error {
+// Play hands records to the pipeline, as the ring's reader does.
+func (a *Agent) Play(records [][]byte) error {
 	pending := 0
-	for _, raw := range s.Records {
+	for _, raw := range records {
 		a.stats.Received.Add(1)
 		if err := event.Decode(raw, &a.decoded); err != nil {
 			return err

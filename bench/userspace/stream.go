@@ -33,81 +33,77 @@ var Typical = Load{Connections: 20_000, Open: 2_000, Edges: 200, FailEvery: 50}
 // spacing is the time between two connects.
 const spacing = 50 * time.Microsecond
 
-// Stream is a sequence of records as the kernel writes them into its ring.
+// Stream is a sequence of records as the kernel writes them into its ring. It can go on for ever: what it leaves open is closed by the
+// same stream after Advance.
 type Stream struct {
+	// Before are to be played once, before all else: they open what the first Records close.
+	Before [][]byte
 	// Records are what the ring gives, one by one.
 	Records [][]byte
-	// Ends is how many ends of connections the records are of: each ends with one close.
+	// Ends is how many ends of connections there are in Records: each begins there, and one each ends there.
 	Ends int
 
-	span        uint64 // nanoseconds from the first record to the last
 	connections uint64
 }
 
 // workloads is how many there must be for so many edges.
 func (l Load) workloads() int { return int(math.Ceil(math.Sqrt(float64(max(l.Edges, 2)) / 2))) }
 
-// NewStream makes the records of a load. All of its connections are closed at its end.
+// NewStream makes the records of a load.
 func NewStream(load Load) *Stream {
 	s := &Stream{connections: uint64(load.Connections)}
 	random := rand.New(rand.NewPCG(1, 2))
 	n := load.workloads()
 	pairs := random.Perm(n * n)
 	var open []*life
+	var places []int // of closes of what was open before
 	for i := range load.Connections {
 		pair := pairs[i%len(pairs)]
 		c := newLife(i, pair/n, pair%n, random)
 		if load.FailEvery > 0 && i%load.FailEvery == load.FailEvery-1 {
-			s.add(c.event(bpf.Client, bpf.PreConnect))
-			s.add(c.refused())
+			s.Records = append(s.Records, c.event(bpf.Client, bpf.PreConnect), c.refused())
+			s.Ends++
 			continue
 		}
-		s.open(c)
-		if open = append(open, c); len(open) > load.Open {
-			// Lives differ in length: any of the older half may end.
-			at := random.IntN(len(open)/2 + 1)
-			s.close(open[at], uint64(i))
-			open[at] = open[0]
-			open = open[1:]
+		s.Records = append(s.Records, c.opens()...)
+		s.Ends += 2
+		open = append(open, c)
+		if len(open) <= load.Open {
+			places = append(places, len(s.Records))
+			s.Records = append(s.Records, nil, nil)
+			continue
 		}
+		// Lives differ in length: any of the older half may end.
+		at := random.IntN(len(open)/2 + 1)
+		s.Records = append(s.Records, open[at].closes(uint64(i))...)
+		open[at] = open[0]
+		open = open[1:]
 	}
-	for i, c := range open {
-		s.close(c, uint64(load.Connections+i))
+	for i, place := range places {
+		c := *open[i]
+		c.back(s)
+		c.told = [len(c.told)]uint16{}
+		s.Before = append(s.Before, c.opens()...)
+		copy(s.Records[place:], c.closes(uint64(place*load.Connections/len(s.Records))))
 	}
-	s.span = uint64(spacing) * uint64(load.Connections+len(open)+1)
 	return s
 }
 
-// NewOpen makes the records of connections that open, and stay so. Their Ends do not end.
+// NewOpen makes the records of connections that open, and stay so. They are none of a Stream of NewStream.
 func NewOpen(load Load) *Stream {
-	s := &Stream{connections: uint64(load.Connections)}
+	s := &Stream{connections: uint64(load.Connections), Ends: 2 * load.Connections}
 	random := rand.New(rand.NewPCG(3, 4))
 	n := load.workloads()
 	for i := range load.Connections {
-		// No key of a Stream made with NewStream is as high.
-		s.open(newLife(1<<40+i, i/n%n, i%n, random))
+		c := newLife(i, i/n%n, i%n, random)
+		c.cookie += 1 << 60
+		s.Records = append(s.Records, c.opens()...)
 	}
-	s.Ends = 2 * load.Connections
 	return s
 }
 
-func (s *Stream) open(c *life) {
-	s.add(c.event(bpf.Client, bpf.PreConnect))
-	s.add(c.event(bpf.Client, bpf.Established))
-	s.add(c.event(bpf.Server, bpf.Established))
-}
-
-func (s *Stream) close(c *life, at uint64) {
-	s.add(c.closed(bpf.Client, at))
-	s.add(c.closed(bpf.Server, at))
-}
-
-func (s *Stream) add(record []byte) {
-	s.Records = append(s.Records, record)
-	if record[0] == bpf.Close {
-		s.Ends++
-	}
-}
+// span is the time that the records tell of.
+func (s *Stream) span() uint64 { return s.connections * uint64(spacing) }
 
 // Advance turns the records into those of as many other connections that come after them.
 func (s *Stream) Advance() {
@@ -124,11 +120,11 @@ func (s *Stream) Advance() {
 			unsafe.Offsetof(e.Event.StartNs), unsafe.Offsetof(e.Event.ConnectNs), unsafe.Offsetof(e.Event.EstablishedNs),
 			unsafe.Offsetof(e.Event.EventNs),
 		} {
-			later(r[offset:], s.span)
+			later(r[offset:], s.span())
 		}
 		if len(r) == bpf.CloseEventSize {
-			later(r[unsafe.Offsetof(e.FirstSentNs):], s.span)
-			later(r[unsafe.Offsetof(e.FirstReceivedNs):], s.span)
+			later(r[unsafe.Offsetof(e.FirstSentNs):], s.span())
+			later(r[unsafe.Offsetof(e.FirstReceivedNs):], s.span())
 		}
 	}
 }
@@ -148,10 +144,13 @@ type life struct {
 	told       [int(bpf.RoleCount)]uint16
 }
 
+// begin is the time of the first connect: long enough after the machine's start for what was open before.
+const begin = uint64(time.Hour)
+
 func newLife(i, client, server int, random *rand.Rand) *life {
 	handshake := 20_000 + random.Uint64N(400_000)
 	return &life{
-		cookie: 2*uint64(i) + 2, start: uint64(time.Hour) + uint64(i%(1<<40))*uint64(spacing),
+		cookie: 1<<32 + 2*uint64(i), start: begin + uint64(i)*uint64(spacing),
 		client: client, server: server,
 		from:      netip.AddrPortFrom(address(client, random.IntN(4)), uint16(32768+i%28000)),
 		to:        netip.AddrPortFrom(address(server, random.IntN(4)), uint16(8000+server%16)),
@@ -160,6 +159,20 @@ func newLife(i, client, server int, random *rand.Rand) *life {
 		rtt:       uint32(handshake / 1000),
 		handshake: handshake, firstBytes: 100_000 + random.Uint64N(20_000_000),
 	}
+}
+
+// back makes it a connection of before a stream.
+func (c *life) back(s *Stream) {
+	c.cookie -= 2 * s.connections
+	c.start -= s.span()
+}
+
+func (c *life) opens() [][]byte {
+	return [][]byte{c.event(bpf.Client, bpf.PreConnect), c.event(bpf.Client, bpf.Established), c.event(bpf.Server, bpf.Established)}
+}
+
+func (c *life) closes(at uint64) [][]byte {
+	return [][]byte{c.closed(bpf.Client, at), c.closed(bpf.Server, at)}
 }
 
 // event is one without totals.
@@ -193,7 +206,7 @@ func (c *life) base(role, kind uint8) bpf.Event {
 
 func (c *life) closed(role uint8, at uint64) []byte {
 	e := bpf.CloseEvent{Event: c.base(role, bpf.Close), SrttUs: c.rtt, MinRttUs: c.rtt / 2, SentBytes: c.sent, ReceivedBytes: 3 * c.sent}
-	e.Event.EventNs = max(uint64(time.Hour)+at*uint64(spacing), c.start) + c.firstBytes + 1_000_000
+	e.Event.EventNs = max(begin+at*uint64(spacing), c.start) + c.firstBytes + 1_000_000
 	e.FirstSentNs, e.FirstReceivedNs = e.Event.EstablishedNs+c.firstBytes/2, e.Event.EstablishedNs+c.firstBytes
 	if role == bpf.Server {
 		e.SentBytes, e.ReceivedBytes = e.ReceivedBytes, e.SentBytes

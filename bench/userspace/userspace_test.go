@@ -23,7 +23,7 @@ func BenchmarkEnds(b *testing.B) {
 			stream := NewStream(Typical)
 			ends := 0
 			play := func() {
-				if err := agent.Play(stream); err != nil {
+				if err := agent.Play(stream.Records); err != nil {
 					b.Fatal(err)
 				}
 				agent.Wait()
@@ -31,6 +31,9 @@ func BenchmarkEnds(b *testing.B) {
 				b.StopTimer()
 				stream.Advance()
 				b.StartTimer()
+			}
+			if err := agent.Play(stream.Before); err != nil {
+				b.Fatal(err)
 			}
 			play()
 			ends = 0
