@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
