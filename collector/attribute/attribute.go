@@ -34,9 +34,12 @@ func NewBoot(bootID string) Boot {
 	return Boot(strings.ReplaceAll(strings.TrimSpace(bootID), "-", ""))
 }
 
+// MostUID is the length of the longest UID.
+const MostUID = 16 + 1 + 16 + 1 + 16
+
 // UID is the unique id of a connection's record: boot, socket, and start.
 func (b Boot) UID(key connection.Key) string {
-	var buf [50]byte
+	var buf [MostUID]byte
 	return string(b.AppendUID(buf[:0], key))
 }
 

@@ -19,6 +19,7 @@ const scopeName = "github.com/sidelight-mesh/sidelight/collector/meshreceiver"
 // attributes is an attribute.Sink. It keeps texts that come again, which most do, so that pdata holds the same string in many records.
 type attributes struct {
 	to        pcommon.Map
+	arena     arena
 	addresses map[netip.Addr]string
 	prefixed  map[string]string // by what follows the prefix, which is always the same
 	// The two ends of a connection, which are asked for twice.
@@ -42,12 +43,17 @@ var sinks = sync.Pool{New: func() any {
 }}
 
 func (a *attributes) release() {
-	a.to = pcommon.Map{}
+	a.to, a.arena = pcommon.Map{}, arena{} // what is left of it would keep the batch
 	sinks.Put(a)
 }
 
-func (a *attributes) String(name, value string)    { a.to.PutStr(name, value) }
-func (a *attributes) Int(name string, value int64) { a.to.PutInt(name, value) }
+func (a *attributes) begin(to pcommon.Map, attributes int) {
+	a.to = to
+	a.arena.begin(to, attributes)
+}
+
+func (a *attributes) String(name, value string)    { a.arena.putStr(a.to, name, value) }
+func (a *attributes) Int(name string, value int64) { a.arena.putInt(a.to, name, value) }
 func (a *attributes) Bool(name string, value bool) { a.to.PutBool(name, value) }
 
 func (a *attributes) Prefixed(name, prefix, value string) {
@@ -56,10 +62,10 @@ func (a *attributes) Prefixed(name, prefix, value string) {
 		text = prefix + value
 		remember(a.prefixed, value, text)
 	}
-	a.to.PutStr(name, text)
+	a.String(name, text)
 }
 
-func (a *attributes) Address(name string, addr netip.Addr) { a.to.PutStr(name, a.address(addr)) }
+func (a *attributes) Address(name string, addr netip.Addr) { a.String(name, a.address(addr)) }
 
 func (a *attributes) address(addr netip.Addr) string {
 	for i := range a.last {
@@ -177,9 +183,8 @@ func newLogs(settings *Settings, batches [][]enrich.Record) plog.Logs {
 		}
 		log.SetSeverityNumber(severity)
 		log.SetSeverityText(severity.String())
-		sink.to = log.Attributes()
-		sink.to.EnsureCapacity(attributesOf(r))
-		sink.to.PutStr("log.record.uid", settings.Boot.UID(e.Key))
+		sink.begin(log.Attributes(), attributesOf(r))
+		sink.String("log.record.uid", sink.arena.text(attribute.MostUID, func(buf []byte) []byte { return settings.Boot.AppendUID(buf, e.Key) }))
 		attribute.Connection(r, sink)
 	})
 	return logs
@@ -232,9 +237,9 @@ func fillSpan(span ptrace.Span, r *enrich.Record, sink *attributes) {
 		span.Status().SetCode(ptrace.StatusCodeError)
 		span.Status().SetMessage(e.Reason.String())
 	}
-	sink.to = span.Attributes()
-	sink.to.EnsureCapacity(attributesOf(r) - 1) // no log.record.uid
+	sink.begin(span.Attributes(), attributesOf(r)-1) // no log.record.uid
 	attribute.Connection(r, sink)
+	span.Events().EnsureCapacity(3)
 	event := func(kind connection.Kind, at uint64) {
 		if at != 0 {
 			e := span.Events().AppendEmpty()
