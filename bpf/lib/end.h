@@ -62,6 +62,7 @@ static __always_inline void end_tell(struct mesh_close_event *close, struct mesh
 	}
 	*out = *close;
 	bpf_ringbuf_submit(out, emit_flags());
+	emit_wake();
 }
 
 #endif
