@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -170,6 +169,17 @@ func (a *Agent) waiting() bool {
 	return a.log != nil && a.log.Waiting() > 0 || a.records.logs != nil && a.records.logs.Waiting()+a.records.traces.Waiting() > 0
 }
 
+// Dropped is how many records found no room in an output. None should.
+func (a *Agent) Dropped() (n uint64) {
+	if a.log != nil {
+		n += a.log.Dropped()
+	}
+	if a.records.logs != nil {
+		n += a.records.logs.Dropped() + a.records.traces.Dropped()
+	}
+	return n
+}
+
 // Connections is how many ends are followed.
 func (a *Agent) Connections() int64 { return a.pipeline.Connections() }
 
@@ -183,7 +193,5 @@ func (a *Agent) Close() error {
 		a.records.traces.Close()
 	}
 	a.running.Wait()
-	err := a.shutdown()
-	runtime.KeepAlive(a)
-	return err
+	return a.shutdown()
 }

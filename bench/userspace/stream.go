@@ -28,7 +28,7 @@ type Load struct {
 }
 
 // Typical is the load that budgets are held on: 20,000 connections a second of 10 workloads that all talk to each other.
-var Typical = Load{Connections: 20_000, Open: 2_000, Edges: 200, FailEvery: 50}
+var Typical = Load{Connections: 5_000, Open: 2_000, Edges: 200, FailEvery: 51}
 
 // spacing is the time between two connects.
 const spacing = 50 * time.Microsecond
@@ -89,17 +89,23 @@ func NewStream(load Load) *Stream {
 	return s
 }
 
-// NewOpen makes the records of connections that open, and stay so. They are none of a Stream of NewStream.
-func NewOpen(load Load) *Stream {
-	s := &Stream{connections: uint64(load.Connections), Ends: 2 * load.Connections}
+// opened calls back with the records of connections that open and stay so, so many ends of them, in pieces. They are none of a Stream.
+func opened(load Load, ends int, play func(records [][]byte) error) error {
 	random := rand.New(rand.NewPCG(3, 4))
 	n := load.workloads()
-	for i := range load.Connections {
+	var piece [][]byte
+	for i := range (ends + 1) / 2 {
 		c := newLife(i, i/n%n, i%n, random)
 		c.cookie += 1 << 60
-		s.Records = append(s.Records, c.opens()...)
+		if piece = append(piece, c.opens()...); len(piece) < 10_000 && 2*i+2 < ends {
+			continue
+		}
+		if err := play(piece); err != nil {
+			return err
+		}
+		piece = piece[:0]
 	}
-	return s
+	return nil
 }
 
 // span is the time that the records tell of.
