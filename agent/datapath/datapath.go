@@ -133,6 +133,19 @@ func (d *Datapath) Sweep(all bool, record func([]byte)) error {
 	}
 }
 
+// ReaderAsleep says that the ring's reader waits for the next event without a timer, so that the program that has one wakes it. Not safe
+// for concurrent use.
+func (d *Datapath) ReaderAsleep(asleep bool) error {
+	var flag uint32
+	if asleep {
+		flag = 1
+	}
+	if err := d.objects.ReaderAsleep.Set(flag); err != nil {
+		return fmt.Errorf("set %s: %w", bpf.ReaderAsleep, err)
+	}
+	return nil
+}
+
 // Ring returns the map that events come through.
 func (d *Datapath) Ring() *ebpf.Map { return d.objects.Events }
 

@@ -1,6 +1,7 @@
 package meshreceiver
 
 import (
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -155,9 +156,11 @@ func checkRequirements(t *testing.T, where string, table *metadata.Table, e *con
 // recorder is an attribute.Sink.
 type recorder []string
 
-func (r *recorder) String(name, _ string)    { *r = append(*r, name) }
-func (r *recorder) Int(name string, _ int64) { *r = append(*r, name) }
-func (r *recorder) Bool(name string, _ bool) { *r = append(*r, name) }
+func (r *recorder) String(name, _ string)             { *r = append(*r, name) }
+func (r *recorder) Int(name string, _ int64)          { *r = append(*r, name) }
+func (r *recorder) Prefixed(name, _, _ string)        { *r = append(*r, name) }
+func (r *recorder) Address(name string, _ netip.Addr) { *r = append(*r, name) }
+func (r *recorder) Bool(name string, _ bool)          { *r = append(*r, name) }
 
 func TestAFullRecordHasTheWholeTableInItsOrder(t *testing.T) {
 	var all, adoptedOnly []string

@@ -42,8 +42,12 @@ func (k *kernelSide) load(c *config.Config) (err error) {
 	if k.enricher, err = enrich.New(k.cgroup.Mount, enrich.NewPeers(peerGroups(c.PeerGroups))); err != nil {
 		return err
 	}
-	k.reader, err = event.NewReader(k.datapath.Ring(), c.DrainInterval, &k.stats)
-	return err
+	if k.reader, err = event.NewReader(k.datapath.Ring(), c.DrainInterval, &k.stats); err != nil {
+		return err
+	}
+	// Between two reports there may be a sweep to make, by whoever is told that the ring is empty.
+	k.reader.Asleep, k.reader.MostAsleep = k.datapath.ReaderAsleep, c.ReportInterval
+	return nil
 }
 
 func (k *kernelSide) attach(logger *slog.Logger) error {
