@@ -100,7 +100,7 @@ func (r *meshReceiver) Shutdown(context.Context) error {
 }
 
 func (r *meshReceiver) runLogs(ctx context.Context) {
-	run(ctx, r.settings.Source.Logs(), func(batches [][]enrich.Record, records int) {
+	run(ctx, r.config.BatchInterval, r.settings.Source.Logs(), func(batches [][]enrich.Record, records int) {
 		if r.nextLogs == nil {
 			Unused.Logs.Add(uint64(records))
 			return
@@ -115,7 +115,7 @@ func (r *meshReceiver) runLogs(ctx context.Context) {
 }
 
 func (r *meshReceiver) runTraces(ctx context.Context) {
-	run(ctx, r.settings.Source.Traces(), func(batches [][]enrich.Record, records int) {
+	run(ctx, r.config.BatchInterval, r.settings.Source.Traces(), func(batches [][]enrich.Record, records int) {
 		if r.nextTraces == nil {
 			Unused.Spans.Add(uint64(records))
 			return
@@ -129,17 +129,23 @@ func (r *meshReceiver) runTraces(ctx context.Context) {
 	})
 }
 
-// most is how many records go to a pipeline at once, or one batch: what gathered while it refused is to fit into its queue.
-const most = 8192
+const (
+	// most is how many records go to a pipeline at once, or one batch: gRPC takes 4 MiB.
+	most = 2048
+	// enough is how many do not wait for more.
+	enough = most / 2
+)
 
 // run hands on what a signal's records hold until there will be no more, and waits where the pipeline refuses; the other signal
 // does not notice.
-func run(ctx context.Context, records Records, handOn func(batches [][]enrich.Record, records int)) {
+func run(ctx context.Context, interval time.Duration, records Records, handOn func(batches [][]enrich.Record, records int)) {
+	var last time.Time
 	for {
 		batches, ok := records.Next(ctx)
 		if !ok {
 			return
 		}
+		batches = gather(ctx, records, batches, last.Add(interval))
 		for len(batches) > 0 {
 			n, size := 1, len(batches[0])
 			for n < len(batches) && size+len(batches[n]) <= most {
@@ -150,7 +156,32 @@ func run(ctx context.Context, records Records, handOn func(batches [][]enrich.Re
 			records.Done(size)
 			batches = batches[n:]
 		}
+		last = time.Now()
 	}
+}
+
+// gather waits for more than few records, but not for longer than until, nor when there will be no more.
+func gather(ctx context.Context, records Records, batches [][]enrich.Record, until time.Time) [][]enrich.Record {
+	if !time.Now().Before(until) {
+		return batches
+	}
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	size := 0
+	for _, b := range batches {
+		size += len(b)
+	}
+	for size < enough {
+		more, ok := records.Next(ctx)
+		if !ok {
+			break
+		}
+		for _, b := range more {
+			size += len(b)
+		}
+		batches = append(batches, more...)
+	}
+	return batches
 }
 
 // runMetrics reports once more when there will be no more records: then the sums are final.
