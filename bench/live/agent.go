@@ -34,8 +34,9 @@ type agent struct {
 // startAgent starts a condition's agent and waits until it observes.
 func startAgent(ctx context.Context, p *place, self, program string, c condition, port int, observed string, settings map[string]any) (*agent, error) {
 	a := &agent{address: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), log: new(bytes.Buffer), ask: httpClient(p)}
-	directory := filepath.Join(p.directory, c.name)
-	if err := os.MkdirAll(directory, 0o755); err != nil {
+	// Of this agent alone: it must not find the queue or the log of one before it.
+	directory, err := os.MkdirTemp(p.directory, c.name+"-")
+	if err != nil {
 		return nil, err
 	}
 	config := map[string]any{
@@ -49,7 +50,6 @@ func startAgent(ctx context.Context, p *place, self, program string, c condition
 		config["access_log"] = a.lines.path
 	}
 	if c.otlp {
-		var err error
 		if a.backend, err = startReceiver(p, self, c.name); err != nil {
 			return nil, err
 		}
