@@ -21,9 +21,9 @@ func series(pairs []pair, of func(*pair) float64) []float64 {
 // figures makes figures of what the session measured.
 func (s *session) figures() []figure.Figure {
 	var figures []figure.Figure
-	block := s.rounds
+	block := len(s.pairs[1]) / s.epochs
 	if s.epochs < 2 {
-		block = 1 // there is nothing to draw from one block
+		block /= s.rounds // there is nothing to draw from one block
 	}
 	for i, t := range s.stands[1:] {
 		pairs := s.pairs[i+1]
