@@ -14,18 +14,37 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"go.yaml.in/yaml/v3"
 )
 
+// output is what a process writes, to be read while it runs.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
 // agent is a running sidelight program that observes one condition's workload. Used by one goroutine.
 type agent struct {
 	cmd     *exec.Cmd
 	cgroup  string // its own, not the one that it observes
 	address string
-	log     *bytes.Buffer
+	log     *output
 	ask     *http.Client
 	lines   *logLines // of its access log, if it writes one
 	backend string    // address of its OTLP receiver, if it has one
@@ -33,9 +52,10 @@ type agent struct {
 
 // startAgent starts a condition's agent and waits until it observes.
 func startAgent(ctx context.Context, p *place, self, program string, c condition, port int, observed string, settings map[string]any) (*agent, error) {
-	a := &agent{address: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), log: new(bytes.Buffer), ask: httpClient(p)}
-	directory := filepath.Join(p.directory, c.name)
-	if err := os.MkdirAll(directory, 0o755); err != nil {
+	a := &agent{address: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), log: new(output), ask: httpClient(p)}
+	// Of this agent alone: it must not find the queue or the log of one before it.
+	directory, err := os.MkdirTemp(p.directory, c.name+"-")
+	if err != nil {
 		return nil, err
 	}
 	config := map[string]any{
@@ -49,7 +69,6 @@ func startAgent(ctx context.Context, p *place, self, program string, c condition
 		config["access_log"] = a.lines.path
 	}
 	if c.otlp {
-		var err error
 		if a.backend, err = startReceiver(p, self, c.name); err != nil {
 			return nil, err
 		}
@@ -209,8 +228,8 @@ func (a *agent) verify(ctx context.Context, connections int) error {
 	}
 	dropped, _ := sum(text, "sidelight_dropped_total", "")
 	expect("dropped", dropped, 0)
-	if a.log.Len() > 0 {
-		errs = append(errs, fmt.Errorf("the agent warns: %s", a.log))
+	if warnings := a.log.String(); warnings != "" {
+		errs = append(errs, fmt.Errorf("the agent warns: %s", warnings))
 	}
 	return errors.Join(errs...)
 }

@@ -21,17 +21,21 @@ func series(pairs []pair, of func(*pair) float64) []float64 {
 // figures makes figures of what the session measured.
 func (s *session) figures() []figure.Figure {
 	var figures []figure.Figure
+	block := len(s.pairs[1]) / s.epochs
+	if s.epochs < 2 {
+		block /= s.rounds // there is nothing to draw from one block
+	}
 	for i, t := range s.stands[1:] {
 		pairs := s.pairs[i+1]
 		name := "live." + s.name + "." + t.name + "."
 		paired := func(what, unit string, better figure.Direction, of func(*sample) float64) {
 			figures = append(figures, figure.Figure{
-				Name: name + what, Unit: unit, Better: better, Block: s.rounds,
+				Name: name + what, Unit: unit, Better: better, Block: block,
 				Samples: series(pairs, func(p *pair) float64 { return of(&p.with) }), Base: series(pairs, func(p *pair) float64 { return of(&p.base) }),
 			})
 		}
 		sampled := func(what, unit string, of func(*sample) float64) {
-			figures = append(figures, figure.Figure{Name: name + what, Unit: unit, Block: s.rounds, Samples: series(pairs, func(p *pair) float64 { return of(&p.with) })})
+			figures = append(figures, figure.Figure{Name: name + what, Unit: unit, Block: block, Samples: series(pairs, func(p *pair) float64 { return of(&p.with) })})
 		}
 		if s.kind != workload.Bulk {
 			paired("p50", "ns", figure.Lower, func(s *sample) float64 { return s.p50 })

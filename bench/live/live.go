@@ -46,7 +46,7 @@ var works = []work{
 	{name: "bulk", kind: workload.Bulk, conditions: []condition{bare, aa, metrics, full}, units: 32, open: 1, running: true, rounds: 12, epochs: 80, quick: 18},
 	{
 		name: "fanout", kind: workload.Fanout, conditions: []condition{bare, aa, metrics, full}, units: 1200, open: 10_000,
-		pace: 10 * time.Millisecond, rounds: 1, epochs: 12, quick: 3, settings: map[string]any{"report_interval": "1s"},
+		pace: 10 * time.Millisecond, rounds: 3, epochs: 4, quick: 1, settings: map[string]any{"report_interval": "1s"},
 	},
 }
 

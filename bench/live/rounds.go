@@ -123,7 +123,8 @@ func (s *session) drained(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			s.pairs[i+1] = append(s.pairs[i+1], pair{with, between(before, after)})
+			// Two pairs, not one with the mean of both: times have a long tail, and a mean of two is above most of them.
+			s.pairs[i+1] = append(s.pairs[i+1], pair{with, before}, pair{with, after})
 			before = after
 		}
 	}

@@ -22,11 +22,6 @@ type sample struct {
 // pair is a slice of a condition and what the base measured beside it.
 type pair struct{ with, base sample }
 
-// between is the base beside a slice: the mean of the slices before and after it.
-func between(a, b sample) sample {
-	return sample{p50: (a.p50 + b.p50) / 2, p99: (a.p99 + b.p99) / 2, wall: (a.wall + b.wall) / 2, cpu: (a.cpu + b.cpu) / 2}
-}
-
 // slice runs one slice of work in a condition, without looking at its agent.
 func (s *stand) slice(ctx context.Context, command workload.Command) (sample, error) {
 	softirqBefore, err := softirqTicks()

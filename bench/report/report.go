@@ -129,7 +129,10 @@ func measured(r *gate.Result) string {
 	if r.Figure.Paired() {
 		return number(&r.Figure, r.Estimate.Point)
 	}
-	return strings.TrimSpace(number(&r.Figure, r.Estimate.Point) + " " + r.Figure.Unit)
+	if r.Figure.Unit == "1" {
+		return number(&r.Figure, r.Estimate.Point)
+	}
+	return number(&r.Figure, r.Estimate.Point) + " " + r.Figure.Unit
 }
 
 func interval(r *gate.Result) string {
