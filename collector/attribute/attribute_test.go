@@ -14,7 +14,9 @@ import (
 // text is a Sink that writes name=value.
 type text []string
 
-func (t *text) String(name, value string)    { *t = append(*t, fmt.Sprintf("%s=%q", name, value)) }
+func (t *text) String(name, value string)         { *t = append(*t, fmt.Sprintf("%s=%q", name, value)) }
+func (t *text) Double(name string, value float64) { *t = append(*t, fmt.Sprintf("%s=%v", name, value)) }
+
 func (t *text) Bool(name string, value bool) { *t = append(*t, fmt.Sprintf("%s=%t", name, value)) }
 func (t *text) Int(name string, value int64) { *t = append(*t, fmt.Sprintf("%s=%d", name, value)) }
 

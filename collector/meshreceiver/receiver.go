@@ -74,6 +74,7 @@ func (r *meshReceiver) Start(context.Context, component.Host) error {
 		var records sync.WaitGroup
 		records.Go(func() { r.runLogs(ctx) })
 		records.Go(func() { r.runTraces(ctx) })
+		r.wg.Go(r.runSteps)
 		r.wg.Go(func() {
 			records.Wait()
 			close(ended)

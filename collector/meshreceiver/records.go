@@ -20,6 +20,8 @@ func (a attributes) String(name, value string)    { a.to.PutStr(name, value) }
 func (a attributes) Int(name string, value int64) { a.to.PutInt(name, value) }
 func (a attributes) Bool(name string, value bool) { a.to.PutBool(name, value) }
 
+func (a attributes) Double(name string, value float64) { a.to.PutDouble(name, value) }
+
 // attributeHint is about how many attributes a connection has.
 const attributeHint = 32
 

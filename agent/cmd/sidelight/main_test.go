@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -200,6 +201,11 @@ func startAgentIn(t *testing.T, cgroup string, env []string, args ...string) *ag
 		t.Fatal(err)
 	}
 	defer logFile.Close()
+	if !slices.Contains(args, "--config") {
+		file := filepath.Join(dir, "sidelight.yaml")
+		writeFile(t, file, noBudget)
+		args = append(args, "--config", file)
+	}
 	a.cmd = exec.Command(program, append([]string{
 		"run", "--cgroup", cgroup, "--access-log", a.Access, "--metrics-address", "127.0.0.1:0",
 	}, args...)...)

@@ -25,6 +25,7 @@ type node struct {
 	config  config.Config
 	logger  *slog.Logger
 	started time.Time
+	budget  *budgetSide
 
 	boot     attribute.Boot
 	pipeline *pipeline.Pipeline
@@ -38,7 +39,7 @@ func (e inputError) Unwrap() error { return e.error }
 
 // newNode checks everything that can be checked and takes what it needs, attaching nothing. Every error is an inputError.
 func newNode(ctx context.Context, c config.Config, options collectorOptions, logger *slog.Logger) (*node, error) {
-	n := &node{config: c, logger: logger, started: time.Now()}
+	n := &node{config: c, logger: logger, started: time.Now(), budget: newBudgetSide(&c)}
 	if err := n.prepare(ctx, options); err != nil {
 		n.release()
 		return nil, inputError{err}
@@ -63,7 +64,7 @@ func (n *node) prepare(ctx context.Context, options collectorOptions) error {
 	}
 	host, _ := os.Hostname() // without a name the attribute is left out
 	if err := n.prepareCollector(ctx, &n.config, options, n.logger, meshreceiver.Settings{
-		Clock: event.MeasureClock, Boot: n.boot, HostName: host, Self: n.readSelf,
+		Clock: event.MeasureClock, Boot: n.boot, HostName: host, Self: n.readSelf, Steps: n.budget.steps,
 	}, n.snapshot); err != nil {
 		return err
 	}
@@ -72,7 +73,7 @@ func (n *node) prepare(ctx context.Context, options collectorOptions) error {
 	}
 	n.pipeline = pipeline.New(pipeline.Options{
 		Limit: n.config.MaxConnections, Clock: event.MeasureClock, Identify: n.enricher.Identify,
-		Sinks: []pipeline.Sink{n.edges}, Finished: n.finished(),
+		Sinks: []pipeline.Sink{n.edges}, Finished: n.finished(n.config.Budget.Slow),
 		Losses: n.datapath.Losses, LossSinks: []pipeline.LossSink{n.edges},
 		Sweep: n.sweep, SweepInterval: n.config.ReportInterval,
 	})
@@ -120,12 +121,17 @@ func (n *node) run(ctx context.Context, attached func()) error {
 		writing.Go(n.log.Run)
 	}
 	writing.Go(func() { n.serve(metrics, failed) })
+	budgetCtx, stopBudget := context.WithCancel(readCtx)
+	defer stopBudget()
+	n.keepBudget(budgetCtx)
 	n.server.SetReady(true)
 	if attached != nil {
 		attached()
 	}
 	err = n.wait(ctx, failed)
 	n.server.SetReady(false)
+	stopBudget()
+	n.budget.tasks.Wait()
 	err = errors.Join(err, n.datapath.Detach())
 	stopReading()
 	reading.Wait()

@@ -94,6 +94,7 @@ func run(ctx context.Context, c config.Config) error {
 	}
 	logger := newLogger(level)
 	slog.SetDefault(logger)
+	limitMemory(&c)
 	n, err := newNode(ctx, c, collectorOptions{}, logger)
 	if err != nil {
 		return err

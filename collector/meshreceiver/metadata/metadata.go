@@ -27,6 +27,7 @@ type Table struct {
 	MetricAttributes   []MetricAttribute `yaml:"metric_attributes"`
 	Metrics            []Metric          `yaml:"metrics"`
 	SelfMetrics        []Metric          `yaml:"self_metrics"`
+	SelfEvents         []SelfEvent       `yaml:"self_events"`
 }
 
 // Status is the component's.
@@ -44,16 +45,24 @@ const (
 	ClientsOnly  = "clients only"
 	Reserved     = "reserved"
 	OverflowOnly = "overflow only"
+	WhileSampled = "while sampled"
 )
 
 // Attribute is one of a resource, a log record or a span.
 type Attribute struct {
 	Name        string   `yaml:"name"`
-	Type        string   `yaml:"type"` // string, int or bool
+	Type        string   `yaml:"type"` // string, int, bool or double
 	Requirement string   `yaml:"requirement"`
 	Signals     []string `yaml:"signals"`
 	Description string   `yaml:"description"`
 	Enum        []string `yaml:"enum"` // every value there is, when they are fixed
+}
+
+// SelfEvent is a log record that the agent writes of itself.
+type SelfEvent struct {
+	Name        string      `yaml:"name"`
+	Description string      `yaml:"description"`
+	Attributes  []Attribute `yaml:"attributes"`
 }
 
 // LineField is what an access log line says before its attributes.
@@ -148,7 +157,7 @@ func (t *Table) check() error {
 		}
 	}
 	attribute := func(section, name, kind, requirement string) {
-		if !slices.Contains([]string{"string", "int", "bool"}, kind) {
+		if !slices.Contains([]string{"string", "int", "bool", "double"}, kind) {
 			fault("%s: %s: unknown type %q", section, name, kind)
 		}
 		if t.Requirements[requirement] == "" {
@@ -165,6 +174,15 @@ func (t *Table) check() error {
 					fault("%s: %s: unknown signal %q", section, a.Name, signal)
 				}
 			}
+		}
+	}
+	events := entries("self_events")
+	for _, e := range t.SelfEvents {
+		events(e.Name, e.Description)
+		entry := entries(e.Name)
+		for _, a := range e.Attributes {
+			entry(a.Name, a.Description)
+			attribute(e.Name, a.Name, a.Type, a.Requirement)
 		}
 	}
 	entry := entries("log_line")
