@@ -152,12 +152,13 @@ type Ladder struct {
 
 	at          int
 	over, clear int     // readings in a row
-	most        Reading // of those that are clear
+	low         int     // those of the clear ones, in a row, that take less than half of failed
+	most        float64 // CPU of those that are clear
 	since       int     // readings since the last step
 	climbed     bool    // the last step was up
-	left        Reading // what was taken where the last step up began
+	left        float64 // the CPU that was taken where the last step up began
 	patience    int     // clear readings that the next step up wants
-	failed      Reading // what was taken where the last step up began that had to be taken back; zero for none
+	failed      float64 // the CPU that was taken where the last step up began that had to be taken back; 0 for none
 }
 
 // NewLadder returns a ladder at its top.
@@ -175,24 +176,28 @@ func (l *Ladder) Observe(r Reading) (Step, bool) {
 	switch {
 	case cause != Room:
 		l.over++
-		l.clear, l.most = 0, Reading{}
+		l.clear, l.low, l.most = 0, 0, 0
 	case l.limits.clear(r):
-		l.clear++
 		l.over = 0
-		l.most = Reading{CPU: max(l.most.CPU, r.CPU), Memory: max(l.most.Memory, r.Memory)}
+		l.clear++
+		l.low++
+		if r.CPU >= l.failed/2 {
+			l.low = 0
+		}
+		l.most = max(l.most, r.CPU)
 	default: // neither: where it is to settle
-		l.over, l.clear, l.most = 0, 0, Reading{}
+		l.over, l.clear, l.low, l.most = 0, 0, 0, 0
 	}
 	step := Step{From: l.At(), Cause: cause, Reading: r, Limits: l.limits}
 	switch {
 	case l.over >= l.pace.Down && l.at < len(l.details)-1:
 		l.stepDown(cause)
-	case l.clear >= l.wait() && l.at > 0:
+	case l.room() && l.at > 0:
 		l.stepUp()
 	default:
 		return Step{}, false
 	}
-	l.over, l.clear, l.since, l.most = 0, 0, 0, Reading{}
+	l.over, l.clear, l.low, l.most, l.since = 0, 0, 0, 0, 0
 	step.To = l.At()
 	return step, true
 }
@@ -201,35 +206,25 @@ func (l *Ladder) Observe(r Reading) (Step, bool) {
 const heldFor = 4
 
 func (l *Ladder) stepDown(cause Cause) {
-	switch {
-	case l.climbed && l.since <= heldFor*l.patience:
+	if l.climbed && l.since <= heldFor*l.patience {
 		l.patience = min(2*l.patience, l.pace.MostUp)
-		l.failed = Reading{}
+		l.failed = 0
 		if cause == CPU {
-			l.failed.CPU = l.left.CPU
+			l.failed = l.left
 		}
-	case l.climbed:
-		l.forgive()
 	}
 	l.climbed = false
 	l.at++
 }
 
 func (l *Ladder) stepUp() {
-	if l.climbed {
-		l.forgive() // the step before this one was right
+	if l.climbed { // and the step before this one was right
+		l.patience, l.failed = l.pace.Up, 0
 	}
 	l.climbed, l.left = true, l.most
 	l.at--
 }
 
-func (l *Ladder) forgive() { l.patience, l.failed = l.pace.Up, Reading{} }
-
-// wait is how many clear readings the next step up wants. The load that a step failed under is gone when the same place costs half as
-// much: then there is nothing to be patient for.
-func (l *Ladder) wait() int {
-	if l.failed.CPU > 0 && l.most.CPU < l.failed.CPU/2 {
-		return l.pace.Up
-	}
-	return l.patience
-}
+// room says whether it is time for a step up. The load that one failed under is gone when the same place costs half of what it did: then
+// there is nothing to be patient for.
+func (l *Ladder) room() bool { return l.clear >= l.patience || l.low >= l.pace.Up }
