@@ -12,6 +12,8 @@ import (
 	"go.opentelemetry.io/collector/pdata/plog"
 	"go.opentelemetry.io/collector/pdata/pmetric"
 	"go.opentelemetry.io/collector/pdata/ptrace"
+
+	"github.com/sidelight-mesh/sidelight/collector/attribute"
 )
 
 // Sink is the end of the pipeline: a collector exporter that keeps what came over OTLP. Safe for concurrent use.
@@ -29,6 +31,7 @@ type Received struct {
 	DataPoints int `json:"data_points"`
 
 	Lines    []Line          `json:"-"` // the newest, oldest first
+	Own      []Line          `json:"-"` // log records of the agent itself, which are in no count
 	Metrics  pmetric.Metrics `json:"-"` // the newest report
 	Previous pmetric.Metrics `json:"-"` // the one before it
 }
@@ -53,7 +56,7 @@ func (s *Sink) Received() Received {
 	defer s.mu.Unlock()
 	r := s.received
 	r.UniqueLogs = len(s.uids)
-	r.Lines = append([]Line(nil), r.Lines...)
+	r.Lines, r.Own = append([]Line(nil), r.Lines...), append([]Line(nil), r.Own...)
 	return r
 }
 
@@ -80,11 +83,17 @@ func (s *Sink) Factory() exporter.Factory {
 func (s *Sink) logs(_ context.Context, logs plog.Logs) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.received.Logs += logs.LogRecordCount()
 	for _, resource := range logs.ResourceLogs().All() {
 		workload, _ := resource.Resource().Attributes().Get("service.name")
 		for _, scope := range resource.ScopeLogs().All() {
 			for _, record := range scope.LogRecords().All() {
+				if record.EventName() != attribute.EventName {
+					s.received.Own = append(s.received.Own, Line{
+						Workload: workload.Str(), Attributes: record.Attributes().AsRaw(), At: record.Timestamp(),
+					})
+					continue
+				}
+				s.received.Logs++
 				uid, _ := record.Attributes().Get("log.record.uid")
 				s.uids[uid.Str()] = struct{}{}
 				s.received.Lines = append(s.received.Lines, Line{
