@@ -8,7 +8,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/sidelight-mesh/sidelight/agent/budget"
 )
@@ -208,5 +211,109 @@ func checkSampled(t *testing.T, d budget.Detail, lines []sampledLine, ended, fai
 	p, choices := d.Probability(), float64(ended-failed)/2
 	if deviation := 2 * math.Sqrt(choices*(1-p)/p); math.Abs(sum-float64(ended)) > 5*deviation {
 		t.Errorf("%v: %d lines stand for %.0f connections, there were %d, and the standard deviation is %.0f", d, len(lines), sum, ended, deviation)
+	}
+}
+
+// stepsOf reads the agent's own log for what the budget did.
+func (b *budgetAgent) stepsOf() (steps []string) {
+	text, err := os.ReadFile(b.log)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile(`the overhead budget: telling \w+.* from=(\w+) to=(\w+) cause=(\w+)`).FindAllStringSubmatch(string(text), -1) {
+		steps = append(steps, m[1]+" "+m[2]+" "+m[3])
+	}
+	return steps
+}
+
+// TestBudgetLadder gives an agent a budget that a load breaks: it goes down until it is within, settles, and climbs to the top when the load
+// ends. Nothing is lost of what it counts.
+func TestBudgetLadder(t *testing.T) {
+	needRoot(t)
+	cgroup := newCgroup(t, "client", "server")
+	ns := newNamespace(t)
+	grpc := freePort(t)
+	b := startBackend(t, grpc, freePort(t))
+	state := filepath.Join(t.TempDir(), "state")
+	file := filepath.Join(t.TempDir(), "sidelight.yaml")
+	writeFile(t, file, "state_directory: "+state+"\notlp: {protocol: grpc}\nbudget: {cpu: 2%, memory: off}\n")
+	a := startNode(t, nodeSettings{
+		Config: file, Cgroup: cgroup, Endpoint: "http://" + grpc,
+		Interval: 100 * time.Millisecond, Pace: budget.Pace{Down: 2, Up: 4, MostUp: 64}, Profile: 200 * time.Millisecond, Rest: time.Hour,
+	})
+	_, port := startServer(t, ns, filepath.Join(cgroup, "server"))
+	// Some 1,500 connections a second, for as long as 40 readings and more take.
+	const count = 12_000
+	load := startScript(t, ns, filepath.Join(cgroup, "client"), script{
+		Addr: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port), Ending: clientCloses, Count: count, Parallel: 10,
+		Request: 100, Response: 1000, Think: 5 * time.Millisecond,
+	})
+	if word := load.line(); word == saysThird || word == saysRest {
+		t.Fatalf("it said %s", word)
+	}
+	load.end()
+	down, up := 0, 0
+	for _, s := range a.stepsOf() {
+		if strings.HasSuffix(s, " room") {
+			up++
+		} else {
+			down++
+		}
+	}
+	t.Logf("under load: %v", a.stepsOf())
+	// A step up after 4 readings at the earliest, which is taken back, then after 8, 16, 32: more than three are flapping.
+	if down < 2 || up > 3 || down-up < 1 {
+		t.Errorf("%d steps down and %d up under load", down, up)
+	}
+	eventually(t, "the top of the ladder", func() error {
+		steps := a.stepsOf()
+		if last := steps[len(steps)-1]; last != "spans_off full room" {
+			return fmt.Errorf("steps: %v", steps)
+		}
+		return nil
+	})
+	a.waitClosed()
+	eventually(t, "the account", func() error {
+		r := a.audit()
+		w, l, s := r.AccessLog, r.Receiver["logs"], r.Receiver["traces"]
+		if r.Unaccounted != 0 {
+			t.Errorf("%d unaccounted: %+v", r.Unaccounted, r)
+		}
+		told := 2*count - r.Kernel.SampledOut["close"] // the others are in the sums
+		if w.Written+w.SampledOut != told || l.Written+l.SampledOut != told || s.Written+s.SampledOut != told {
+			return fmt.Errorf("of %d: %+v, %+v, %+v", told, w, l, s)
+		}
+		if r.Kernel.SampledOut["close"] != r.Kernel.Aggregated+r.Kernel.Totalled {
+			return fmt.Errorf("%d closes were not sent, sums are of %d", r.Kernel.SampledOut["close"], r.Kernel.Aggregated+r.Kernel.Totalled)
+		}
+		return nil
+	})
+	steps := a.stepsOf()
+	t.Logf("after it: %v", steps[down+up:])
+	eventually(t, "the sums", a.wants(map[string]uint64{
+		`sidelight_tcp_connection_attempts_total{role="client"}`:           count,
+		`sidelight_tcp_connection_established_total{role="server"}`:        count,
+		`sidelight_tcp_connection_closed_total{reason="ok",role="client"}`: count,
+		`sidelight_tcp_connection_closed_total{reason="ok",role="server"}`: count,
+		`sidelight_tcp_sent_bytes_total{role="client"}`:                    count * (headerBytes + 100),
+		`sidelight_tcp_received_bytes_total{role="client"}`:                count * 1000,
+		`sidelight_tcp_connection_open{role="client"}`:                     0,
+		`sidelight_budget_rung`:                                            0,
+		`sidelight_budget_steps_total{}`:                                   uint64(len(steps)),
+	}))
+	files, err := filepath.Glob(filepath.Join(state, "profiles", "*"))
+	if err != nil || len(files) != 1 {
+		t.Errorf("profiles: %v, %v; want one", files, err)
+	}
+	a.stop()
+	own := b.Received().Own
+	if len(own) != len(steps) {
+		t.Errorf("%d log records of steps arrived, want %d", len(own), len(steps))
+	}
+	for i, record := range own {
+		said := fmt.Sprint(record.Attributes["sidelight.budget.from"], " ", record.Attributes["sidelight.budget.to"], " ", record.Attributes["sidelight.budget.cause"])
+		if i < len(steps) && (said != steps[i] || record.Workload != "sidelight" || record.Attributes["sidelight.budget.cpu_limit_ratio"] != 0.02) {
+			t.Errorf("step %d: %q of %q: %v; want %q", i, said, record.Workload, record.Attributes, steps[i])
+		}
 	}
 }
