@@ -2,6 +2,7 @@ package meshreceiver
 
 import (
 	"context"
+	"runtime/pprof"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -72,21 +73,26 @@ func (r *meshReceiver) Start(context.Context, component.Host) error {
 		ctx, r.cancel = context.WithCancel(context.Background())
 		ended := make(chan struct{})
 		var records sync.WaitGroup
-		records.Go(func() { r.runLogs(ctx) })
-		records.Go(func() { r.runTraces(ctx) })
+		records.Go(func() { stage("logs", func() { r.runLogs(ctx) }) })
+		records.Go(func() { stage("traces", func() { r.runTraces(ctx) }) })
 		r.wg.Go(r.runSteps)
 		r.wg.Go(func() {
 			records.Wait()
 			close(ended)
 		})
 		r.wg.Go(func() {
-			r.runMetrics(ended)
+			stage("metrics", func() { r.runMetrics(ended) })
 			if ctx.Err() == nil && r.settings.OnEnd != nil {
 				r.settings.OnEnd()
 			}
 		})
 	})
 	return nil
+}
+
+// stage labels a goroutine for profiles, once.
+func stage(name string, f func()) {
+	pprof.Do(context.Background(), pprof.Labels("stage", name), func(context.Context) { f() })
 }
 
 // Shutdown implements component.Component. It hands on what the source holds and the sums as they are last. Safe twice, and

@@ -60,7 +60,7 @@ func (n *node) keepBudget(ctx context.Context) {
 		Measure: meter.Measure, Apply: n.applyDetail, Stepped: n.stepped,
 		Breached: func(cause budget.Cause) { b.tasks.Go(func() { n.profileBreach(ctx, cause) }) },
 	})
-	b.tasks.Go(func() { b.keeper.Run(ctx) })
+	b.tasks.Go(staged("budget", func() { b.keeper.Run(ctx) }))
 }
 
 // applyDetail makes a place on the ladder so, within what the configuration asks for.

@@ -100,7 +100,8 @@ func (n *node) run(ctx context.Context, attached func()) error {
 		return err
 	}
 	if n.collector != nil {
-		if err := n.collector.Start(ctx); err != nil {
+		staged("collector", func() { err = n.collector.Start(ctx) })()
+		if err != nil {
 			return inputError{err}
 		}
 	}
@@ -112,15 +113,15 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	defer stopReading()
 	var reading, writing sync.WaitGroup
 	failed := make(chan error, 2)
-	reading.Go(func() {
+	reading.Go(staged("read", func() {
 		if err := n.reader.Run(readCtx, n.pipeline); err != nil {
 			failed <- err
 		}
-	})
+	}))
 	if n.log != nil {
-		writing.Go(n.log.Run)
+		writing.Go(staged("access_log", n.log.Run))
 	}
-	writing.Go(func() { n.serve(metrics, failed) })
+	writing.Go(staged("http", func() { n.serve(metrics, failed) }))
 	budgetCtx, stopBudget := context.WithCancel(readCtx)
 	defer stopBudget()
 	n.keepBudget(budgetCtx)
