@@ -112,10 +112,10 @@ var (
 	Pending = gauge("sidelight.bpf.ring.pending", "sidelight_bpf_ring_pending_bytes", "By",
 		"What waits in the event ring to be read.")
 	Runs = counter("sidelight.bpf.program.runs", "sidelight_bpf_program_runs_total", "{run}",
-		"Runs of a program, counted while kernel.bpf_stats_enabled is set.", "program")
+		"Runs of a program, counted while the kernel measures: while kernel.bpf_stats_enabled is set, and a hundredth of the time for the budget.", "program")
 	RunTime = define(Metric{
 		Name: "sidelight.bpf.program", Prometheus: "sidelight_bpf_program_seconds_total", Counter: true, Double: true, Unit: "s",
-		Description: "Time in a program, measured while kernel.bpf_stats_enabled is set.", Attributes: []string{"program"},
+		Description: "Time in a program, measured as its runs are counted.", Attributes: []string{"program"},
 	})
 )
 

@@ -359,7 +359,7 @@ func TestBudgetMemory(t *testing.T) {
 	eventually(t, "profiles of heap and CPU", func() error {
 		files, err := filepath.Glob(filepath.Join(state, "profiles", "breach-*.pprof"))
 		if err != nil || len(files) != 2 {
-			return fmt.Errorf("%v, %v", files, err)
+			return fmt.Errorf("files: %v, %w", files, err)
 		}
 		return nil
 	})

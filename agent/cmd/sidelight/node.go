@@ -74,7 +74,7 @@ func (n *node) prepare(ctx context.Context, options collectorOptions) error {
 	n.pipeline = pipeline.New(pipeline.Options{
 		Limit: n.config.MaxConnections, Clock: event.MeasureClock, Identify: n.enricher.Identify,
 		Sinks: []pipeline.Sink{n.edges}, Finished: n.finished(n.config.Budget.Slow),
-		Losses: n.datapath.Losses, LossSinks: []pipeline.LossSink{n.edges},
+		Losses: n.losses, LossSinks: []pipeline.LossSink{n.edges},
 		Sweep: n.sweep, SweepInterval: n.config.ReportInterval,
 	})
 	return nil
@@ -85,7 +85,7 @@ func (n *node) prepare(ctx context.Context, options collectorOptions) error {
 func (n *node) snapshot() edge.Snapshot {
 	ctx, cancel := context.WithTimeout(context.Background(), auditTime)
 	defer cancel()
-	if err := n.reader.Drain(ctx); err != nil {
+	if err := n.drain(ctx); err != nil {
 		n.logger.Debug("the ring was not drained for a report", "error", err)
 	}
 	return n.edges.Snapshot()
@@ -134,6 +134,7 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	stopBudget()
 	n.budget.tasks.Wait()
 	err = errors.Join(err, n.datapath.Detach())
+	n.waiting.Add(1) // what the kernel says last is to be in the sums
 	stopReading()
 	reading.Wait()
 	if n.log != nil {
