@@ -48,6 +48,7 @@ type meshReceiver struct {
 }
 
 func newReceiver(config *Config, settings Settings, set receiver.Settings) *meshReceiver {
+	settings.Tracing.use(set.TracerProvider)
 	return &meshReceiver{config: config, settings: settings, logger: set.Logger, stopping: make(chan struct{}), cancel: func() {}}
 }
 
@@ -112,7 +113,9 @@ func (r *meshReceiver) runLogs(ctx context.Context) {
 			Unused.Logs.Add(uint64(records))
 			return
 		}
+		span := r.settings.Tracing.build("logs", records)
 		logs := newLogs(&r.settings, batches)
+		span.End()
 		count := &HandedOn
 		if !r.deliver("logs", func(ctx context.Context) error { return r.nextLogs.ConsumeLogs(ctx, logs) }) {
 			count = &Dropped
@@ -127,7 +130,9 @@ func (r *meshReceiver) runTraces(ctx context.Context) {
 			Unused.Spans.Add(uint64(records))
 			return
 		}
+		span := r.settings.Tracing.build("traces", records)
 		traces := newTraces(&r.settings, batches)
+		span.End()
 		count := &HandedOn
 		if !r.deliver("traces", func(ctx context.Context) error { return r.nextTraces.ConsumeTraces(ctx, traces) }) {
 			count = &Dropped
@@ -188,7 +193,10 @@ func (r *meshReceiver) report(consume func(pmetric.Metrics) bool) {
 	if r.nextMetrics == nil {
 		return
 	}
-	metrics := newMetrics(&r.settings, r.settings.Source.Edges(), r.settings.Now())
+	snapshot := r.settings.Source.Edges()
+	span := r.settings.Tracing.build("metrics", len(snapshot.Edges))
+	metrics := newMetrics(&r.settings, snapshot, r.settings.Now())
+	span.End()
 	count, points := &HandedOn, metrics.DataPointCount()
 	if points > 0 && !consume(metrics) {
 		count = &Dropped

@@ -158,6 +158,13 @@ func (n *node) serveAudit(w http.ResponseWriter, request *http.Request) {
 
 // report is the audit with the ways out of the agent. Safe for concurrent use while run runs.
 func (n *node) report(ctx context.Context) (*auditReport, error) {
+	ctx, span := n.tracing.Start(ctx, spanAudit)
+	r, err := n.reportOf(ctx)
+	meshreceiver.End(span, err)
+	return r, err
+}
+
+func (n *node) reportOf(ctx context.Context) (*auditReport, error) {
 	// Before the ring is drained: what was decoded by now has been handed to the sinks when it is.
 	closes := n.stats.Decoded[connection.Close].Load()
 	a, err := n.audit(ctx)

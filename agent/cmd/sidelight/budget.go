@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"github.com/sidelight-mesh/sidelight/agent/budget"
 	"github.com/sidelight-mesh/sidelight/agent/config"
 	"github.com/sidelight-mesh/sidelight/agent/connection"
@@ -99,6 +101,11 @@ func (n *node) stepped(s budget.Step) {
 		Cause: s.Cause.String(), Down: s.Down(),
 		CPU: s.Reading.CPU, CPULimit: s.Limits.CPU, Memory: int64(s.Reading.Memory), MemoryLimit: int64(s.Limits.Memory),
 	}
+	_, span := n.tracing.Start(context.Background(), spanStep)
+	if span.IsRecording() {
+		span.SetAttributes(attribute.String("sidelight.budget.to", step.To), attribute.String("sidelight.budget.cause", step.Cause))
+	}
+	span.End()
 	level, message := slog.LevelInfo, "within the overhead budget: telling more"
 	if step.Down {
 		level, message = slog.LevelWarn, "over the overhead budget: telling less; sums stay exact"

@@ -26,6 +26,7 @@ type node struct {
 	logger  *slog.Logger
 	started time.Time
 	budget  *budgetSide
+	tracing *meshreceiver.Tracing
 
 	boot     attribute.Boot
 	pipeline *pipeline.Pipeline
@@ -39,7 +40,7 @@ func (e inputError) Unwrap() error { return e.error }
 
 // newNode checks everything that can be checked and takes what it needs, attaching nothing. Every error is an inputError.
 func newNode(ctx context.Context, c config.Config, options collectorOptions, logger *slog.Logger) (*node, error) {
-	n := &node{config: c, logger: logger, started: time.Now(), budget: newBudgetSide(&c)}
+	n := &node{config: c, logger: logger, started: time.Now(), budget: newBudgetSide(&c), tracing: new(meshreceiver.Tracing)}
 	if err := n.prepare(ctx, options); err != nil {
 		n.release()
 		return nil, inputError{err}
@@ -64,7 +65,7 @@ func (n *node) prepare(ctx context.Context, options collectorOptions) error {
 	}
 	host, _ := os.Hostname() // without a name the attribute is left out
 	if err := n.prepareCollector(ctx, &n.config, options, n.logger, meshreceiver.Settings{
-		Clock: event.MeasureClock, Boot: n.boot, HostName: host, Self: n.readSelf, Steps: n.budget.steps,
+		Clock: event.MeasureClock, Boot: n.boot, HostName: host, Self: n.readSelf, Steps: n.budget.steps, Tracing: n.tracing,
 	}, n.snapshot); err != nil {
 		return err
 	}
@@ -75,7 +76,7 @@ func (n *node) prepare(ctx context.Context, options collectorOptions) error {
 		Limit: n.config.MaxConnections, Clock: event.MeasureClock, Identify: n.enricher.Identify,
 		Sinks: []pipeline.Sink{n.edges}, Finished: n.finished(n.config.Budget.Slow),
 		Losses: n.losses, LossSinks: []pipeline.LossSink{n.edges},
-		Sweep: n.sweep, SweepInterval: n.config.ReportInterval,
+		Sweep: n.tracedSweep, SweepInterval: n.config.ReportInterval,
 	})
 	return nil
 }
@@ -105,7 +106,10 @@ func (n *node) run(ctx context.Context, attached func()) error {
 			return inputError{err}
 		}
 	}
-	if err := n.attach(n.logger); err != nil {
+	_, span := n.tracing.Start(ctx, spanAttach)
+	err = n.attach(n.logger)
+	meshreceiver.End(span, err)
+	if err != nil {
 		return errors.Join(err, n.stopCollector())
 	}
 	n.logger.Info("attached", "cgroup", n.cgroup.Dir, "metrics", n.server.Address())

@@ -28,6 +28,7 @@ type Table struct {
 	Metrics            []Metric          `yaml:"metrics"`
 	SelfMetrics        []Metric          `yaml:"self_metrics"`
 	SelfEvents         []SelfEvent       `yaml:"self_events"`
+	SelfSpans          []SpanEvent       `yaml:"self_spans"`
 }
 
 // Status is the component's.
@@ -184,6 +185,10 @@ func (t *Table) check() error {
 			entry(a.Name, a.Description)
 			attribute(e.Name, a.Name, a.Type, a.Requirement)
 		}
+	}
+	own := entries("self_spans")
+	for _, s := range t.SelfSpans {
+		own(s.Name, s.Description)
 	}
 	entry := entries("log_line")
 	for _, f := range t.LogLine {

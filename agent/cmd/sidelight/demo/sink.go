@@ -2,6 +2,7 @@ package demo
 
 import (
 	"context"
+	"strings"
 	"sync"
 
 	"go.opentelemetry.io/collector/component"
@@ -31,6 +32,7 @@ type Received struct {
 	DataPoints int `json:"data_points"`
 
 	Lines    []Line          `json:"-"` // the newest, oldest first
+	OwnSpans []string        `json:"-"` // names of spans of the agent itself, which are in no count
 	Own      []Line          `json:"-"` // log records of the agent itself, which are in no count
 	Metrics  pmetric.Metrics `json:"-"` // the newest report
 	Previous pmetric.Metrics `json:"-"` // the one before it
@@ -57,6 +59,7 @@ func (s *Sink) Received() Received {
 	r := s.received
 	r.UniqueLogs = len(s.uids)
 	r.Lines, r.Own = append([]Line(nil), r.Lines...), append([]Line(nil), r.Own...)
+	r.OwnSpans = append([]string(nil), r.OwnSpans...)
 	return r
 }
 
@@ -111,7 +114,17 @@ func (s *Sink) logs(_ context.Context, logs plog.Logs) error {
 func (s *Sink) traces(_ context.Context, traces ptrace.Traces) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.received.Spans += traces.SpanCount()
+	for _, resource := range traces.ResourceSpans().All() {
+		for _, scope := range resource.ScopeSpans().All() {
+			if strings.HasSuffix(scope.Scope().Name(), "/meshreceiver") {
+				s.received.Spans += scope.Spans().Len()
+				continue
+			}
+			for _, span := range scope.Spans().All() {
+				s.received.OwnSpans = append(s.received.OwnSpans, span.Name())
+			}
+		}
+	}
 	return nil
 }
 
