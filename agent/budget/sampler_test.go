@@ -207,3 +207,26 @@ func TestGateOfOne(t *testing.T) {
 		t.Errorf("left out: %d and %d, %d and %d", g.LogsOut(), g.SpansOut(), h.LogsOut(), h.SpansOut())
 	}
 }
+
+// BenchmarkGate is the cost of a record at the gate, with all let through and with 1 in 8.
+func BenchmarkGate(b *testing.B) {
+	r := rand.New(rand.NewPCG(7, 8))
+	batch := make([]enrich.Record, 256)
+	for i := range batch {
+		batch[i].Event, _ = pair(r)
+	}
+	for _, d := range []Detail{{Full, 0}, {LogSampling, 3}} {
+		b.Run(d.Rung.String(), func(b *testing.B) {
+			g := NewGate(sampler, []Sink{discard{}}, []Sink{discard{}})
+			g.Set(d)
+			b.ReportAllocs()
+			for n := 0; n < b.N; n += len(batch) {
+				g.Consume(batch)
+			}
+		})
+	}
+}
+
+type discard struct{}
+
+func (discard) Consume([]enrich.Record) {}
