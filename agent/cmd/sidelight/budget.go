@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -21,7 +22,7 @@ import (
 
 // budgetSide keeps the node within its overhead budget.
 type budgetSide struct {
-	keeper   *budget.Keeper // nil without a budget
+	keeper   atomic.Pointer[budget.Keeper] // nil without a budget, and before the node is attached
 	limits   budget.Limits
 	profiles *budget.Profiles
 	steps    chan self.BudgetStep // for the log; never waited for
@@ -53,7 +54,7 @@ func (n *node) keepBudget(ctx context.Context) {
 		Now: time.Now, Sleep: budget.Sleep, CPUs: budget.NodeCPUs(), Own: budget.OwnTime, Memory: budget.OwnMemory,
 		Programs: n.datapath.HookTime, Measure: datapath.Measure, Measuring: datapath.Measuring, Work: n.datapath.Work,
 	})
-	b.keeper = budget.NewKeeper(budget.Options{
+	keeper := budget.NewKeeper(budget.Options{
 		Limits: b.limits, Pace: b.pace, Interval: b.interval, Logger: n.logger,
 		Details: budget.Details(budget.Telling{
 			Spans: n.collector != nil, Logs: n.collector != nil || n.log != nil,
@@ -62,7 +63,8 @@ func (n *node) keepBudget(ctx context.Context) {
 		Measure: meter.Measure, Apply: n.applyDetail, Stepped: n.stepped,
 		Breached: func(cause budget.Cause) { b.tasks.Go(func() { n.profileBreach(ctx, cause) }) },
 	})
-	b.tasks.Go(staged("budget", func() { b.keeper.Run(ctx) }))
+	b.keeper.Store(keeper) // for reports, which began before
+	b.tasks.Go(staged("budget", func() { keeper.Run(ctx) }))
 }
 
 // applyDetail makes a place on the ladder so, within what the configuration asks for.
@@ -136,10 +138,11 @@ func (n *node) profileBreach(ctx context.Context, cause budget.Cause) {
 // addBudget tells what the agent costs, and what it does about that.
 func (v *values) addBudget(n *node) {
 	b := n.budget
-	if b.keeper == nil {
+	keeper := b.keeper.Load()
+	if keeper == nil {
 		return
 	}
-	s := b.keeper.State()
+	s := keeper.State()
 	v.add(self.BudgetRung, uint64(s.Detail.Rung))
 	v.Values = append(v.Values, self.BudgetProbability.Of(s.Detail.Probability()))
 	v.add(self.BudgetSteps, s.Down, "down")
