@@ -81,6 +81,8 @@ type Record[I any] struct {
 	Sweep uint32
 	// ClientSeen says of a server's record that the other end of the connection was followed here too.
 	ClientSeen bool
+	// Sampling is set on the way to the log, while that is sampled.
+	Sampling Sampling
 }
 
 // Tracker follows connections from their first event to their last. Methods must not be called concurrently.

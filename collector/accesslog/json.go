@@ -39,6 +39,11 @@ func (l *line) Int(name string, value int64) {
 	l.buf = strconv.AppendInt(l.buf, value, 10)
 }
 
+func (l *line) Double(name string, value float64) {
+	l.name(name)
+	l.buf = strconv.AppendFloat(l.buf, value, 'g', -1, 64)
+}
+
 func (l *line) name(name string) {
 	if l.buf[len(l.buf)-1] != '{' {
 		l.buf = append(l.buf, ',')

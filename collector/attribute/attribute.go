@@ -24,6 +24,7 @@ type Sink interface {
 	Address(name string, value netip.Addr)
 	Int(name string, value int64)
 	Bool(name string, value bool)
+	Double(name string, value float64)
 }
 
 // Boot names this boot of the machine, so that records of different boots cannot be taken for each other.
@@ -101,6 +102,9 @@ func Connection(r *enrich.Record, to Sink) {
 	}
 	if e.Totals.MinRTTUS != 0 {
 		to.Int("sidelight.min_rtt_us", int64(e.Totals.MinRTTUS))
+	}
+	if p, sampled := r.Sampling.Probability(); sampled {
+		to.Double("sidelight.sampling_probability", p)
 	}
 	if p := r.Identity.Process; p != nil {
 		to.Int("process.pid", int64(p.PID))

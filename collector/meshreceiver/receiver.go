@@ -2,6 +2,7 @@ package meshreceiver
 
 import (
 	"context"
+	"runtime/pprof"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,6 +48,7 @@ type meshReceiver struct {
 }
 
 func newReceiver(config *Config, settings Settings, set receiver.Settings) *meshReceiver {
+	settings.Tracing.use(set.TracerProvider)
 	return &meshReceiver{config: config, settings: settings, logger: set.Logger, stopping: make(chan struct{}), cancel: func() {}}
 }
 
@@ -72,20 +74,26 @@ func (r *meshReceiver) Start(context.Context, component.Host) error {
 		ctx, r.cancel = context.WithCancel(context.Background())
 		ended := make(chan struct{})
 		var records sync.WaitGroup
-		records.Go(func() { r.runLogs(ctx) })
-		records.Go(func() { r.runTraces(ctx) })
+		records.Go(func() { stage("logs", func() { r.runLogs(ctx) }) })
+		records.Go(func() { stage("traces", func() { r.runTraces(ctx) }) })
+		r.wg.Go(r.runSteps)
 		r.wg.Go(func() {
 			records.Wait()
 			close(ended)
 		})
 		r.wg.Go(func() {
-			r.runMetrics(ended)
+			stage("metrics", func() { r.runMetrics(ended) })
 			if ctx.Err() == nil && r.settings.OnEnd != nil {
 				r.settings.OnEnd()
 			}
 		})
 	})
 	return nil
+}
+
+// stage labels a goroutine for profiles, once.
+func stage(name string, f func()) {
+	pprof.Do(context.Background(), pprof.Labels("stage", name), func(context.Context) { f() })
 }
 
 // Shutdown implements component.Component. It hands on what the source holds and the sums as they are last. Safe twice, and
@@ -105,7 +113,9 @@ func (r *meshReceiver) runLogs(ctx context.Context) {
 			Unused.Logs.Add(uint64(records))
 			return
 		}
+		span := r.settings.Tracing.build("logs", records)
 		logs := newLogs(&r.settings, batches)
+		span.End()
 		count := &HandedOn
 		if !r.deliver("logs", func(ctx context.Context) error { return r.nextLogs.ConsumeLogs(ctx, logs) }) {
 			count = &Dropped
@@ -120,7 +130,9 @@ func (r *meshReceiver) runTraces(ctx context.Context) {
 			Unused.Spans.Add(uint64(records))
 			return
 		}
+		span := r.settings.Tracing.build("traces", records)
 		traces := newTraces(&r.settings, batches)
+		span.End()
 		count := &HandedOn
 		if !r.deliver("traces", func(ctx context.Context) error { return r.nextTraces.ConsumeTraces(ctx, traces) }) {
 			count = &Dropped
@@ -212,7 +224,10 @@ func (r *meshReceiver) report(consume func(pmetric.Metrics) bool) {
 	if r.nextMetrics == nil {
 		return
 	}
-	metrics := newMetrics(&r.settings, r.settings.Source.Edges(), r.settings.Now())
+	snapshot := r.settings.Source.Edges()
+	span := r.settings.Tracing.build("metrics", len(snapshot.Edges))
+	metrics := newMetrics(&r.settings, snapshot, r.settings.Now())
+	span.End()
 	count, points := &HandedOn, metrics.DataPointCount()
 	if points > 0 && !consume(metrics) {
 		count = &Dropped

@@ -56,6 +56,9 @@ func (a *attributes) String(name, value string)    { a.arena.putStr(a.to, name, 
 func (a *attributes) Int(name string, value int64) { a.arena.putInt(a.to, name, value) }
 func (a *attributes) Bool(name string, value bool) { a.to.PutBool(name, value) }
 
+// Double implements attribute.Sink.
+func (a *attributes) Double(name string, value float64) { a.to.PutDouble(name, value) }
+
 func (a *attributes) Prefixed(name, prefix, value string) {
 	text, ok := a.prefixed[value]
 	if !ok {
