@@ -129,8 +129,9 @@ func (r *meshReceiver) runTraces(ctx context.Context) {
 	})
 }
 
-// most is how many records go to a pipeline at once, or one batch: what gathered while it refused is to fit into its queue.
-const most = 8192
+// most is how many records go to a pipeline at once, or one batch: what gathered while it refused is to fit into its queue, and what is made
+// of it, some two kilobytes each, into a processor's cache until an exporter has made bytes of it.
+const most = 512
 
 // run hands on what a signal's records hold until there will be no more, and waits where the pipeline refuses; the other signal
 // does not notice.
