@@ -218,9 +218,9 @@ func TestWhatGatheredGoesOnInParts(t *testing.T) {
 		p := &picky{refuse: func(string) error { return nil }}
 		s := newSource()
 		for i := range 5 {
-			s.give(i*3000, 3000)
+			s.give(i*200, 200)
 		}
-		s.give(15000, 10000)
+		s.give(1000, 700)
 		components := create(t, withSource(s), component.NewID(Type), consumers{logs: p, traces: p})
 		start(t, components)
 		synctest.Wait()
@@ -228,7 +228,7 @@ func TestWhatGatheredGoesOnInParts(t *testing.T) {
 		for _, logs := range p.logs {
 			parts = append(parts, logs.LogRecordCount())
 		}
-		if !slices.Equal(parts, []int{6000, 6000, 3000, 10000}) || !slices.Equal(collectedLogs(p.logs), uids(25000)) {
+		if !slices.Equal(parts, []int{400, 400, 200, 700}) || !slices.Equal(collectedLogs(p.logs), uids(1700)) {
 			t.Errorf("parts %v", parts)
 		}
 		shutdown(t, components)
