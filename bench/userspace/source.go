@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"time"
 
 	"github.com/sidelight-mesh/sidelight/bench/figure"
@@ -42,6 +43,9 @@ func (Source) Measure(ctx context.Context, o figure.Options) ([]figure.Figure, e
 	if m.log == nil {
 		m.log = io.Discard
 	}
+	// One core does it all, as if the outputs were functions that are called: side by side on the two threads of one core they would slow each other
+	// down, and the figure would be of that.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	for _, step := range []func() error{m.costs, m.connections, m.edges} {
 		if err := step(); err != nil {
 			return nil, fmt.Errorf("measure user space: %w", err)

@@ -20,9 +20,9 @@ type (
 		state   *struct{} // of whatever type
 	}
 	entryLayout struct {
-		value    any // pointer to one of the following, but of pdata's types
-		key      string
-		strindex int32
+		value any // pointer to one of the following, but of pdata's types
+		key   string
+		_     int32 // an index of keys, of profiles only
 	}
 	stringLayout struct{ value string }
 	intLayout    struct{ value int64 }

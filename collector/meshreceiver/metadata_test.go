@@ -169,7 +169,7 @@ func (r *recorder) Int(name string, _ int64)          { *r = append(*r, name) }
 func (r *recorder) Prefixed(name, _, _ string)        { *r = append(*r, name) }
 func (r *recorder) Address(name string, _ netip.Addr) { *r = append(*r, name) }
 func (r *recorder) Bool(name string, _ bool)          { *r = append(*r, name) }
-func (r *recorder) Double(name string, _ float64)      { *r = append(*r, name) }
+func (r *recorder) Double(name string, _ float64)     { *r = append(*r, name) }
 
 func TestAFullRecordHasTheWholeTableInItsOrder(t *testing.T) {
 	var all, adoptedOnly []string

@@ -142,8 +142,9 @@ func (r *meshReceiver) runTraces(ctx context.Context) {
 }
 
 const (
-	// most is how many records go to a pipeline at once, or one batch: gRPC takes 4 MiB.
-	most = 2048
+	// most is how many records go to a pipeline at once, or one batch: what is made of it, some two kilobytes each, is to fit into a
+	// processor's cache until an exporter has made bytes of it.
+	most = 1024
 	// enough is how many do not wait for more.
 	enough = most / 2
 )

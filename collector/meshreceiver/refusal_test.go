@@ -219,9 +219,9 @@ func TestWhatGatheredGoesOnInParts(t *testing.T) {
 		p := &picky{refuse: func(string) error { return nil }}
 		s := newSource()
 		for i := range 5 {
-			s.give(i*1000, 1000)
+			s.give(i*400, 400)
 		}
-		s.give(5000, 10000)
+		s.give(2000, 1500)
 		components := create(t, withSource(s), component.NewID(Type), consumers{logs: p, traces: p})
 		start(t, components)
 		synctest.Wait()
@@ -229,7 +229,7 @@ func TestWhatGatheredGoesOnInParts(t *testing.T) {
 		for _, logs := range p.logs {
 			parts = append(parts, logs.LogRecordCount())
 		}
-		if !slices.Equal(parts, []int{2000, 2000, 1000, 10000}) || !slices.Equal(collectedLogs(p.logs), uids(15000)) {
+		if !slices.Equal(parts, []int{800, 800, 400, 1500}) || !slices.Equal(collectedLogs(p.logs), uids(3500)) {
 			t.Errorf("parts %v", parts)
 		}
 		shutdown(t, components)
@@ -310,7 +310,7 @@ func TestFewRecordsWaitForMore(t *testing.T) {
 			got = append(got, fmt.Sprintf("%v: %d", at.Sub(began), p.logs[i].LogRecordCount()))
 		}
 		// The first at once; then what came in 200 ms; then many; then the first after a while; and what is left at the end.
-		want := []string{"0s: 3", "200ms: 6", "270ms: 1024", "1.27s: 5", "1.32s: 6"}
+		want := []string{"0s: 3", "200ms: 6", "270ms: 512", "1.27s: 5", "1.32s: 6"}
 		if !slices.Equal(got, want) || !slices.Equal(collectedLogs(p.logs), uids(next)) {
 			t.Errorf("%v, want %v", got, want)
 		}
