@@ -20,6 +20,7 @@ import (
 	"github.com/sidelight-mesh/sidelight/bench/kernel"
 	"github.com/sidelight-mesh/sidelight/bench/live"
 	"github.com/sidelight-mesh/sidelight/bench/report"
+	"github.com/sidelight-mesh/sidelight/bench/userspace"
 	"github.com/sidelight-mesh/sidelight/bench/workload"
 )
 
@@ -40,6 +41,7 @@ func (o *options) all() []figure.Source {
 	return []figure.Source{
 		live.Source{Only: o.only},
 		kernel.Source{},
+		userspace.Source{},
 	}
 }
 
