@@ -26,7 +26,7 @@ type client struct {
 }
 
 func (c *client) do(command Command) (Answer, error) {
-	work := map[Kind]func(Command) (int, error){Churn: c.churn, Keepalive: c.keepalive, Bulk: c.bulk, Fanout: c.fanout}[c.kind]
+	work := map[Kind]func(Command) (int, error){Churn: c.churn, Web: c.web, Keepalive: c.keepalive, Bulk: c.bulk, Fanout: c.fanout}[c.kind]
 	if work == nil {
 		return Answer{}, fmt.Errorf("no client of kind %q", c.kind)
 	}

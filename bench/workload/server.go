@@ -20,6 +20,9 @@ var (
 
 // serve writes its port as a line to out, and serves until it is killed.
 func serve(kind Kind, out io.Writer) error {
+	if kind == Web {
+		return serveWeb(out)
+	}
 	listener, port, err := listen()
 	if err != nil {
 		return err

@@ -31,6 +31,7 @@ type Kind string
 // The kinds.
 const (
 	Churn     Kind = "churn"
+	Web       Kind = "web"
 	Keepalive Kind = "keepalive"
 	Bulk      Kind = "bulk"
 	Fanout    Kind = "fanout"
@@ -73,7 +74,11 @@ func NewClient(self string, kind Kind, cpu int, burn time.Duration) *exec.Cmd {
 func newProcess(self, role string, kind Kind, cpu int, burn time.Duration) *exec.Cmd {
 	cmd := exec.Command(self, Argument, role, string(kind), strconv.Itoa(cpu))
 	// A signal to preempt would break into system calls of which the runtime knows nothing, and nothing is to be collected: all is allocated before.
-	cmd.Env = []string{"GODEBUG=asyncpreemptoff=1", "GOGC=off", "GOMAXPROCS=1", BurnVariable + "=" + strconv.FormatInt(int64(burn), 10)}
+	cmd.Env = []string{"GOMAXPROCS=1"}
+	if kind != Web {
+		cmd.Env = append(cmd.Env, "GODEBUG=asyncpreemptoff=1", "GOGC=off")
+	}
+	cmd.Env = append(cmd.Env, BurnVariable+"="+strconv.FormatInt(int64(burn), 10))
 	return cmd
 }
 
@@ -82,8 +87,11 @@ func Main(arguments []string) error {
 	if len(arguments) != 3 {
 		return fmt.Errorf("%s: want ROLE KIND CPU, have %q", Argument, arguments)
 	}
-	runtime.LockOSThread()
-	debug.SetGCPercent(-1)
+	kind := Kind(arguments[1])
+	if kind != Web { // which is like any other program
+		runtime.LockOSThread()
+		debug.SetGCPercent(-1)
+	}
 	cpu, err := strconv.Atoi(arguments[2])
 	if err != nil {
 		return fmt.Errorf("%s: CPU: %w", Argument, err)
@@ -95,7 +103,6 @@ func Main(arguments []string) error {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return fmt.Errorf("allow %d open files: %w", files, err)
 	}
-	kind := Kind(arguments[1])
 	if arguments[0] == server {
 		return serve(kind, os.Stdout)
 	}
