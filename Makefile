@@ -5,6 +5,7 @@ SHELL := /bin/bash
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.buildVersion=$(VERSION)
 GOLANGCI := v2.12.0
+BENCHSTAT := v0.0.0-20260908200009-22c9c6c9d4da
 # Tools that are built from source, outside the work tree.
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sidelight-tools
 
@@ -37,6 +38,25 @@ test-kernels: ## live tests on Debian's 6.1 and 6.12 (QEMU, no KVM) and on the r
 	@./.ci/setup kernels
 	CGO_ENABLED=0 go build -o bin/test-kernels ./agent/cmd/sidelight/lab/vm
 	./bin/test-kernels $(if $(UPDATE),-update) $(KERNELS_FLAGS)
+
+.PHONY: bench
+bench: build ## measure what Sidelight costs against bench/budgets.yaml, a quarter of an hour (root); BENCH_FLAGS='-name baseline'
+	CGO_ENABLED=0 go build -o bin/bench ./bench
+	./bin/bench $(BENCH_FLAGS)
+
+.PHONY: bench-quick
+bench-quick: build ## the same in under five minutes, less precisely (root)
+	CGO_ENABLED=0 go build -o bin/bench ./bench
+	./bin/bench -quick $(BENCH_FLAGS)
+
+.PHONY: bench-compare
+bench-compare: $(TOOLS)/benchstat-$(BENCHSTAT) ## Go benchmarks of BASE=rev and of the work tree, in turns; BENCH=regexp, COUNT=n
+	BENCHSTAT=$< ./bench/compare '$(BASE)' '$(or $(BENCH),.)' '$(or $(COUNT),10)'
+
+$(TOOLS)/benchstat-$(BENCHSTAT):
+	mkdir -p $(TOOLS)
+	GOBIN=$(TOOLS) GOFLAGS= CGO_ENABLED=0 go install golang.org/x/perf/cmd/benchstat@$(BENCHSTAT)
+	mv $(TOOLS)/benchstat $@
 
 .PHONY: recordings
 recordings: ## make the golden recordings and their expected output anew, on the running kernel (root)

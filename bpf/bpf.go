@@ -78,6 +78,7 @@ const (
 	AttachedCgroup = meshVarAttachedCgroup
 	FirstBytes     = meshVarFirstBytes
 	SweepAll       = meshVarSweepAll
+	ReaderAsleep   = meshVarReaderAsleep
 	Silent         = meshVarSilent
 )
 

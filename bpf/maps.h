@@ -27,8 +27,15 @@ enum mesh_phase {
  */
 struct mesh_connection {
 	struct mesh_event event;
-	__u32 phase; /* enum mesh_phase */
 	__u32 told; /* enum mesh_told; changed by atomics only */
+	/*
+	 * SYN or SYN-ACK, known when the handshake is done. 8 bits: a client's are bounded by tcp_syn_retries and tcp_syn_linear_timeouts, of
+	 * at most 127 each, and a server's the kernel counts in 8 bits (num_retrans of struct request_sock).
+	 */
+	__u8 syn_retransmits;
+	__u8 phase; /* enum mesh_phase */
+	__u8 looks; /* at segments that left, for the first bytes */
+	__u8 traced; /* mesh_state sees the end, not mesh_sockops */
 	/* What user space has in its sums; changed by atomics only, because the sweep does not lock the socket. */
 	__u64 reported_sent_bytes;
 	__u64 reported_received_bytes;
@@ -36,12 +43,12 @@ struct mesh_connection {
 	__u32 reported_syn_retransmits;
 	__u64 first_sent_ns;
 	__u64 first_received_ns;
-	__u32 syn_retransmits; /* known when the handshake is done */
 	__u32 fin_data_segs; /* data_segs_in when our FIN was sent, plus 1; 0: it was not, or not seen */
 	__u32 fin_received; /* bytes_received then */
-	__u16 looks; /* at segments that left, for the first bytes */
-	__u16 traced; /* mesh_state sees the end, not mesh_sockops */
 };
+
+/* With what the kernel puts before it (struct bpf_local_storage_elem) 256 bytes, which is what it allocates: 8 more would take 512. */
+_Static_assert(sizeof(struct mesh_connection) <= 184, "mesh_connection");
 
 /*
  * Purpose: the state above. Writer: all programs. Deleter: the kernel, when the socket is freed.

@@ -185,6 +185,7 @@ const (
 	meshVarMeshReason       = "mesh_reason_"
 	meshVarMeshRole         = "mesh_role_"
 	meshVarMeshTold         = "mesh_told_"
+	meshVarReaderAsleep     = "reader_asleep"
 	meshVarSilent           = "silent"
 	meshVarSweepAll         = "sweep_all"
 	meshVarWakeupBytes      = "wakeup_bytes"
@@ -265,6 +266,7 @@ type meshVariableSpecs struct {
 	MeshReason     *ebpf.VariableSpec `ebpf:"mesh_reason_"`
 	MeshRole       *ebpf.VariableSpec `ebpf:"mesh_role_"`
 	MeshTold       *ebpf.VariableSpec `ebpf:"mesh_told_"`
+	ReaderAsleep   *ebpf.VariableSpec `ebpf:"reader_asleep"`
 	Silent         *ebpf.VariableSpec `ebpf:"silent"`
 	SweepAll       *ebpf.VariableSpec `ebpf:"sweep_all"`
 	WakeupBytes    *ebpf.VariableSpec `ebpf:"wakeup_bytes"`
@@ -320,6 +322,7 @@ type meshVariables struct {
 	MeshReason     *ebpf.Variable `ebpf:"mesh_reason_"`
 	MeshRole       *ebpf.Variable `ebpf:"mesh_role_"`
 	MeshTold       *ebpf.Variable `ebpf:"mesh_told_"`
+	ReaderAsleep   *ebpf.Variable `ebpf:"reader_asleep"`
 	Silent         *ebpf.Variable `ebpf:"silent"`
 	SweepAll       *ebpf.Variable `ebpf:"sweep_all"`
 	WakeupBytes    *ebpf.Variable `ebpf:"wakeup_bytes"`

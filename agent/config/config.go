@@ -46,6 +46,10 @@ type Config struct {
 	MaxEdges int `yaml:"max_edges"`
 	// PeerGroups name peers by their address.
 	PeerGroups []PeerGroup `yaml:"peer_groups"`
+	// Budget is what the agent may take of the node.
+	Budget Budget `yaml:"budget"`
+	// Profiling is where profiles of the agent itself go.
+	Profiling Profiling `yaml:"profiling"`
 }
 
 // OTLP is where to send the three signals. Nothing is sent while no endpoint is set.
@@ -116,6 +120,8 @@ func Default() Config {
 		FirstByteTimes: true,
 		MaxConnections: 1_000_000,
 		MaxEdges:       10_000,
+		Budget:         Budget{CPU: 0.01, Memory: 128 << 20, Slow: 500 * time.Millisecond},
+		Profiling:      Profiling{Pyroscope: Pyroscope{Application: "sidelight"}},
 		PeerGroups: []PeerGroup{{
 			Name:  "localhost",
 			CIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")},
@@ -188,6 +194,8 @@ func (c *Config) Validate() error {
 		}
 	}
 	errs = append(errs, c.OTLP.validate()...)
+	errs = append(errs, c.Budget.validate()...)
+	errs = append(errs, c.Profiling.Pyroscope.validate()...)
 	return errors.Join(errs...)
 }
 

@@ -153,6 +153,17 @@ var faults = []fault{
 	{"timeout", func(c *Config) { c.OTLP.Metrics.Timeout = -time.Second }, "otlp.metrics.timeout: -1s is negative"},
 	{"certificate without key", func(c *Config) { c.OTLP.CertFile = "cert.pem" }, "otlp: cert_file and key_file go together"},
 	{"key without certificate", func(c *Config) { c.OTLP.Traces.KeyFile = "key.pem" }, "otlp.traces: cert_file and key_file go together"},
+	{"budget off", func(c *Config) { c.Budget.CPU, c.Budget.Memory = 0, 0 }, ""},
+	{"budget of more than there is", func(c *Config) { c.Budget.CPU = 1.5 }, "budget.cpu: 150% is out of range; use a percentage of the node up to 100%, or off"},
+	{"budget that is too small", func(c *Config) { c.Budget.Memory = 1 << 20 }, "budget.memory: 1MiB does not hold the agent alone; use at least 32MiB, or off"},
+	{"everything is slow", func(c *Config) { c.Budget.Slow = 0 }, "budget.slow: 0s; use a time such as 500ms"},
+	{
+		"profiles without scheme", func(c *Config) { c.Profiling.Pyroscope.URL = "localhost:4040" },
+		`profiling.pyroscope.url: "localhost:4040" is not a URL; use http://HOST:PORT or https://HOST:PORT`,
+	},
+	{"profiles", func(c *Config) { c.Profiling.Pyroscope.URL = "http://127.0.0.1:4040" }, ""},
+	{"profiles of nobody", func(c *Config) { c.Profiling.Pyroscope.Application = "" }, "profiling.pyroscope.application: empty; give the agent a name, such as sidelight"},
+	{"user without password", func(c *Config) { c.Profiling.Pyroscope.User = "me" }, "profiling.pyroscope: user and password go together"},
 	{"certificate and key", func(c *Config) { c.OTLP.CertFile, c.OTLP.KeyFile = "cert.pem", "key.pem" }, ""},
 }
 

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -114,7 +115,7 @@ func (o *OTLP) Exporters() []Exporter {
 	}{{"metrics", o.Metrics}, {"logs", o.Logs}, {"traces", o.Traces}} {
 		e := Exporter{Signal: s.name, Settings: Settings{
 			Endpoint: first(s.own.Endpoint, o.Endpoint), Protocol: first(s.own.Protocol, o.Protocol),
-			Compression: first(s.own.Compression, o.Compression, "gzip"), Timeout: s.own.Timeout,
+			Compression: first(s.own.Compression, o.Compression), Timeout: s.own.Timeout,
 			CAFile: first(s.own.CAFile, o.CAFile), CertFile: first(s.own.CertFile, o.CertFile), KeyFile: first(s.own.KeyFile, o.KeyFile),
 		}, Headers: o.Headers}
 		if e.Endpoint == "" {
@@ -130,6 +131,12 @@ func (o *OTLP) Exporters() []Exporter {
 			e.Headers = s.own.Headers
 		}
 		u, _ := url.Parse(e.Endpoint) // Validate has seen it
+		if e.Compression == "" {
+			e.Compression = "gzip"
+			if thisHost(u.Hostname()) {
+				e.Compression = "none" // there is no network to spare, and gzip costs more than all else of exporting
+			}
+		}
 		if e.Protocol == "" {
 			e.Protocol = ProtocolHTTP
 			if u.Port() == "4317" {
@@ -142,6 +149,12 @@ func (o *OTLP) Exporters() []Exporter {
 		exporters = append(exporters, e)
 	}
 	return exporters
+}
+
+// thisHost says whether a host of a URL is this one for certain.
+func thisHost(host string) bool {
+	addr, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && addr.IsLoopback()
 }
 
 func first(values ...string) string {

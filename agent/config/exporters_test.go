@@ -16,6 +16,7 @@ func TestExporters(t *testing.T) {
 		return e
 	}
 	headers := func(h map[string]string) func(*Exporter) { return func(e *Exporter) { e.Headers = h } }
+	plain := func(e *Exporter) { e.Compression = "none" }
 	tests := []struct {
 		name string
 		otlp OTLP
@@ -47,6 +48,15 @@ func TestExporters(t *testing.T) {
 				exporter("metrics", "https://c/otlp/v1/metrics", "http/protobuf"),
 				exporter("logs", "https://c/otlp/v1/logs", "http/protobuf"),
 				exporter("traces", "https://c/otlp/v1/traces", "http/protobuf"),
+			},
+		},
+		{
+			"nothing is compressed for this host, unless it is said",
+			OTLP{Endpoint: "http://127.0.0.1:4318", Metrics: Signal{Endpoint: "http://[::1]:1"}, Logs: Signal{Compression: "gzip"}, Traces: Signal{Endpoint: "http://localhost:1"}},
+			[]Exporter{
+				exporter("metrics", "http://[::1]:1", "http/protobuf", plain),
+				exporter("logs", "http://127.0.0.1:4318/v1/logs", "http/protobuf"),
+				exporter("traces", "http://localhost:1", "http/protobuf", plain),
 			},
 		},
 		{

@@ -70,7 +70,8 @@ func located(path string, err error) error {
 func keysOf(typeName string) []string {
 	var keys []string
 	for _, t := range []reflect.Type{
-		reflect.TypeFor[Config](), reflect.TypeFor[OTLP](), reflect.TypeFor[Signal](), reflect.TypeFor[PeerGroup](),
+		reflect.TypeFor[Config](), reflect.TypeFor[OTLP](), reflect.TypeFor[Signal](), reflect.TypeFor[PeerGroup](), reflect.TypeFor[Budget](),
+		reflect.TypeFor[Profiling](), reflect.TypeFor[Pyroscope](),
 	} {
 		if t.String() != typeName {
 			continue

@@ -101,7 +101,7 @@ func testSums(t *testing.T, random *rand.Rand, connections, limit int, loss floa
 		t.Errorf("sums are %+v, want %+v", got, want)
 	}
 	// A connection whose Close is lost stays, and nothing else does.
-	if followed, clients := len(tracker.followed), len(tracker.clients); followed > lost || clients > followed {
+	if followed, clients := tracker.Len(), len(tracker.clients); followed > lost || clients > followed {
 		t.Errorf("when all are closed and %d closes were lost, %d connections and %d clients are kept", lost, followed, clients)
 	}
 }

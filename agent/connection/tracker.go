@@ -81,41 +81,36 @@ type Record[I any] struct {
 	Sweep uint32
 	// ClientSeen says of a server's record that the other end of the connection was followed here too.
 	ClientSeen bool
+	// Sampling is set on the way to the log, while that is sampled.
+	Sampling Sampling
 }
 
 // Tracker follows connections from their first event to their last. Methods must not be called concurrently.
 //
 // I is what the caller knows of a connection's two ends. It is asked for once, at the first event that is seen, and stays the
 // same for the connection's life, so that what one edge counted as opened is closed on the same edge. Sums do not depend on the
-// tracker: see ChangeOf.
-type Tracker[I any] struct {
-	identify func(*Event) I
-	limit    int
-	followed map[Key]followed[I]
-	seed     maphash.Seed
-	clients  map[uint64]struct{} // hashes of wire, of the followed clients
-	sweep    uint32              // the number of the current one
-}
-
-type followed[I any] struct {
-	identity   I
-	wire       uint64 // the key in clients
-	seen       uint32 // the number of the sweep during or after which it was seen last
-	client     bool
-	clientSeen bool
+// tracker: see ChangeOf. What is equal is kept once, so few of I should differ.
+type Tracker[I comparable] struct {
+	identify   func(*Event) I
+	limit      int
+	followed   follows
+	identities identities[I]
+	seed       maphash.Seed
+	clients    map[uint64]struct{} // hashes of wire, of the followed clients
+	sweep      uint32              // the number of the current one
 }
 
 // NewTracker returns a tracker that follows at most limit connections at a time. Of those over the limit the identity is asked for
 // at each event.
-func NewTracker[I any](limit int, identify func(*Event) I) *Tracker[I] {
+func NewTracker[I comparable](limit int, identify func(*Event) I) *Tracker[I] {
 	return &Tracker[I]{
-		identify: identify, limit: limit, followed: make(map[Key]followed[I]),
+		identify: identify, limit: limit, followed: newFollows(), identities: newIdentities[I](),
 		seed: maphash.MakeSeed(), clients: make(map[uint64]struct{}),
 	}
 }
 
 // Len returns how many connections are followed now. One whose Close was lost stays until the next sweep.
-func (t *Tracker[I]) Len() int { return len(t.followed) }
+func (t *Tracker[I]) Len() int { return t.followed.used }
 
 // BeginSweep is called before all live sockets are observed with a Sweep each.
 func (t *Tracker[I]) BeginSweep() { t.sweep++ }
@@ -123,43 +118,64 @@ func (t *Tracker[I]) BeginSweep() { t.sweep++ }
 // EndSweep forgets the connections that were not seen since BeginSweep: their Close was lost. It is called when all events from
 // before the end of the sweep were observed.
 func (t *Tracker[I]) EndSweep() {
-	for key, state := range t.followed {
-		if state.seen != t.sweep {
-			t.forget(key, &state)
+	var lost []Key // to forget one moves others
+	for i := range t.followed.slots {
+		if f := &t.followed.slots[i]; f.who != 0 && f.seen != t.sweep {
+			lost = append(lost, f.key)
 		}
+	}
+	for _, key := range lost {
+		at, _ := t.followed.find(key)
+		t.forget(at)
 	}
 }
 
-func (t *Tracker[I]) forget(key Key, state *followed[I]) {
-	delete(t.followed, key)
-	if state.client {
-		delete(t.clients, state.wire)
+func (t *Tracker[I]) forget(at int) {
+	f := &t.followed.slots[at]
+	if f.who&whoClient != 0 {
+		delete(t.clients, f.wire)
 	}
+	t.identities.release(f.who >> whoShift)
+	t.followed.remove(at)
 }
 
 // Observe fills record from an event, but for the clock. It keeps no reference to either.
 func (t *Tracker[I]) Observe(event *Event, record *Record[I]) {
-	state, found := t.followed[event.Key]
-	if !found {
-		state.identity = t.identify(event)
-		state.wire = maphash.Comparable(t.seed, event.wire())
-		if state.client = event.Role == Client; !state.client {
-			_, state.clientSeen = t.clients[state.wire]
-		}
-	}
-	state.seen = t.sweep
-	switch {
-	case event.Kind == Close && found:
-		t.forget(event.Key, &state)
-	case event.Kind != Close && (found || len(t.followed) < t.limit):
-		t.followed[event.Key] = state
-		if state.client {
-			t.clients[state.wire] = struct{}{}
-		}
-	}
 	record.Event = *event
 	record.Change = ChangeOf(event)
-	record.Identity = state.identity
-	record.ClientSeen = state.clientSeen
 	record.Sweep = t.sweep
+	at, found := t.followed.find(event.Key)
+	if !found {
+		t.first(at, event, record)
+		return
+	}
+	f := &t.followed.slots[at]
+	record.Identity = t.identities.kept[f.who>>whoShift].identity
+	record.ClientSeen = f.who&whoClientSeen != 0
+	if event.Kind == Close {
+		t.forget(at)
+	} else {
+		f.seen = t.sweep
+	}
+}
+
+// first is for a connection that is not followed, and says at which slot it would be.
+func (t *Tracker[I]) first(at int, event *Event, record *Record[I]) {
+	record.Identity = t.identify(event)
+	record.ClientSeen = false
+	stays := event.Kind != Close && t.followed.used < t.limit
+	if event.Role == Client && !stays {
+		return
+	}
+	f := follow{key: event.Key, wire: maphash.Comparable(t.seed, event.wire()), seen: t.sweep}
+	if event.Role == Client {
+		f.who = whoClient
+		t.clients[f.wire] = struct{}{}
+	} else if _, record.ClientSeen = t.clients[f.wire]; record.ClientSeen {
+		f.who = whoClientSeen
+	}
+	if stays {
+		f.who |= t.identities.take(record.Identity, t.followed.used) << whoShift
+		t.followed.add(at, f)
+	}
 }

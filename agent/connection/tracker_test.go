@@ -347,7 +347,7 @@ func TestSweepForgets(t *testing.T) {
 	observe(again.preConnect())
 	tracker.EndSweep()
 	for key, want := range map[Key]bool{client.key: false, other.key: false, server.key: true, again.key: true} {
-		if _, got := tracker.followed[key]; got != want {
+		if _, got := tracker.followed.find(key); got != want {
 			t.Errorf("%v is followed: %v, want %v", key, got, want)
 		}
 	}

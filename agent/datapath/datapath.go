@@ -50,12 +50,8 @@ func Load(options Options) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
-	var silent uint32
-	for _, kind := range options.Silent {
-		silent |= 1 << kind
-	}
 	for name, value := range map[string]any{
-		bpf.WakeupBytes: options.WakeupBytes, bpf.AttachedCgroup: id, bpf.FirstBytes: options.FirstBytes, bpf.Silent: silent,
+		bpf.WakeupBytes: options.WakeupBytes, bpf.AttachedCgroup: id, bpf.FirstBytes: options.FirstBytes, bpf.Silent: silentBits(options.Silent),
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)
@@ -72,6 +68,23 @@ func Load(options Options) (*Datapath, error) {
 		return nil, fmt.Errorf("load programs: %w", err)
 	}
 	return d, nil
+}
+
+func silentBits(kinds []connection.Kind) uint32 {
+	var bits uint32
+	for _, kind := range kinds {
+		bits |= 1 << kind
+	}
+	return bits
+}
+
+// SetSilent changes Options.Silent, from the next event on. Nothing is counted twice or missed by it: each event says what was told before.
+// Safe for concurrent use.
+func (d *Datapath) SetSilent(kinds []connection.Kind) error {
+	if err := d.objects.Silent.Set(silentBits(kinds)); err != nil {
+		return fmt.Errorf("set %s: %w", bpf.Silent, err)
+	}
+	return nil
 }
 
 // Attach attaches the programs to the cgroup by links, which the kernel takes off when this process ends, however it ends.
@@ -133,6 +146,19 @@ func (d *Datapath) Sweep(all bool, record func([]byte)) error {
 	}
 }
 
+// ReaderAsleep says that the ring's reader waits for the next event without a timer, so that the program that has one wakes it. Not safe
+// for concurrent use.
+func (d *Datapath) ReaderAsleep(asleep bool) error {
+	var flag uint32
+	if asleep {
+		flag = 1
+	}
+	if err := d.objects.ReaderAsleep.Set(flag); err != nil {
+		return fmt.Errorf("set %s: %w", bpf.ReaderAsleep, err)
+	}
+	return nil
+}
+
 // Ring returns the map that events come through.
 func (d *Datapath) Ring() *ebpf.Map { return d.objects.Events }
 
@@ -172,6 +198,9 @@ func (d *Datapath) Account() (Account, error) {
 	return sum, nil
 }
 
+// sweepProgram runs in the process that reads the iterator: this one.
+const sweepProgram = "mesh_sweep"
+
 // ProgramStats is the cost of one program since it was loaded.
 type ProgramStats struct {
 	Name string
@@ -191,7 +220,7 @@ func (d *Datapath) ProgramStats() ([]ProgramStats, error) {
 		{"mesh_connect6", d.objects.MeshConnect6},
 		{"mesh_sockops", d.objects.MeshSockops},
 		{"mesh_state", d.objects.MeshState},
-		{"mesh_sweep", d.objects.MeshSweep},
+		{sweepProgram, d.objects.MeshSweep},
 	} {
 		stats, err := p.program.Stats()
 		if err != nil {

@@ -67,6 +67,7 @@ func Decode(b []byte, e *connection.Event) error {
 	case reason >= bpf.ReasonCount:
 		return fmt.Errorf("decode event: unknown reason %d", reason)
 	}
+	injected()
 	le := binary.LittleEndian
 	*e = connection.Event{
 		Kind:          connection.Kind(kind),

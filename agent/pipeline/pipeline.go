@@ -10,8 +10,8 @@ import (
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
 )
 
-// Sink takes batches of records in the order of the events. It must not change the batch, which is shared by all sinks
-// and may be kept, nor block, unless the events come from a recording.
+// Sink takes batches of records in the order of the events. It must not change the batch, which is shared by all sinks,
+// nor block, unless the events come from a recording. Whether it may keep the batch is said where sinks are set: see Options.
 type Sink interface {
 	Consume(batch []enrich.Record)
 }
@@ -31,9 +31,9 @@ type Options struct {
 	Now func() time.Time
 	// Identify says who is at the ends of an event's connection.
 	Identify func(*connection.Event) enrich.Identity
-	// Sinks get every record that tells something, in their order.
+	// Sinks get every record that tells something, in their order. They must not keep a batch: its memory is that of the next.
 	Sinks []Sink
-	// Finished get the records of connections that ended, and no others.
+	// Finished get the records of connections that ended, and no others, in batches that they may keep.
 	Finished []Sink
 	// Losses returns what was lost since its last call. It is asked whenever the ring was read; nil if nothing can be lost.
 	Losses func() ([]connection.Loss, error)
@@ -49,7 +49,7 @@ type Options struct {
 type Pipeline struct {
 	options     Options
 	tracker     *connection.Tracker[enrich.Identity]
-	batch       []enrich.Record
+	batch       []enrich.Record  // its memory serves again and again
 	closes      int              // how many of the batch are of connections that ended
 	now         connection.Clock // of the current batch
 	alive       enrich.Record    // of the socket that the sweep is at
@@ -60,9 +60,6 @@ type Pipeline struct {
 	sweeping    bool             // what the last sweep did not see is still to be forgotten
 	connections atomic.Int64
 }
-
-// batchHint is the room that a new batch starts with.
-const batchHint = 64
 
 // sweepBatch bounds a batch of a sweep, of which there can be as many records as there are sockets.
 const sweepBatch = 1024
@@ -85,14 +82,17 @@ func (p *Pipeline) HandleEvent(event *connection.Event) {
 	}
 }
 
-// grow returns a new record of the batch, which is valid until the next.
+// grow returns a new record of the batch, which is valid until the next. What an earlier batch had in its place is still in it.
 func (p *Pipeline) grow() *enrich.Record {
-	if p.batch == nil {
-		p.batch = make([]enrich.Record, 0, batchHint)
+	n := len(p.batch)
+	if n == 0 {
 		p.now = p.options.Clock()
 	}
-	p.batch = append(p.batch, enrich.Record{})
-	return &p.batch[len(p.batch)-1]
+	if n == cap(p.batch) {
+		p.batch = append(p.batch, enrich.Record{})
+	}
+	p.batch = p.batch[:n+1]
+	return &p.batch[n]
 }
 
 // handleSwept adds the record of a live connection if it tells something: of most there is nothing new. A connect that hangs tells its
@@ -111,7 +111,7 @@ func (p *Pipeline) handleSwept(event *connection.Event) {
 	}
 }
 
-// HandleDrained hands the batch to the sinks, which may keep it, and then what was lost. When the ring is empty and it is time, it
+// HandleDrained hands the batch to the sinks, and then what was lost. When the ring is empty and it is time, it
 // sweeps.
 func (p *Pipeline) HandleDrained(empty bool) {
 	p.handOn()
@@ -137,11 +137,11 @@ func (p *Pipeline) handOn() {
 	if len(batch) == 0 {
 		return
 	}
-	finished := p.finished()
-	p.batch, p.closes = nil, 0
 	for _, sink := range p.options.Sinks {
 		sink.Consume(batch)
 	}
+	finished := p.finished()
+	p.batch, p.closes = batch[:0], 0
 	if len(finished) == 0 {
 		return
 	}
@@ -150,13 +150,10 @@ func (p *Pipeline) handOn() {
 	}
 }
 
-// finished returns those of the batch that are of connections that ended. What waits for a log holds no others, nor much room for them.
+// finished copies those of the batch that are of connections that ended. What waits for a log holds no others, nor room for them.
 func (p *Pipeline) finished() []enrich.Record {
-	switch {
-	case p.closes == 0 || len(p.options.Finished) == 0:
+	if p.closes == 0 || len(p.options.Finished) == 0 {
 		return nil
-	case p.closes == len(p.batch) && p.closes > cap(p.batch)/2:
-		return p.batch
 	}
 	finished := make([]enrich.Record, 0, p.closes)
 	for i := range p.batch {

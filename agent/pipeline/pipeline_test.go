@@ -35,7 +35,7 @@ type sink struct {
 
 func (s *sink) Consume(batch []enrich.Record) {
 	s.calls.WriteString(s.name)
-	s.batches = append(s.batches, batch)
+	s.batches = append(s.batches, slices.Clone(batch))
 }
 
 // event is one of the connection with a cookie.
@@ -149,12 +149,16 @@ func TestRecord(t *testing.T) {
 	}
 }
 
+// TestSinksShareBatches hands every sink the same batch, and the memory of a batch to the next; what is for keeping is not touched again.
 func TestSinksShareBatches(t *testing.T) {
 	var calls strings.Builder
-	a, b, c := &sink{name: "a", calls: &calls}, &sink{name: "b", calls: &calls}, &sink{name: "c", calls: &calls}
-	p := New(Options{Limit: 10, Clock: ticking(), Identify: identify, Sinks: []Sink{a, b, c}})
-	// More than the room that a batch starts with, so that it has moved.
-	const events = 3*batchHint + 1
+	var starts []*enrich.Record
+	look := func(batch []enrich.Record) { starts = append(starts, &batch[0]) }
+	a, b, kept := &sink{name: "a", calls: &calls}, &sink{name: "b", calls: &calls}, &sink{name: "k", calls: &calls}
+	p := New(Options{
+		Limit: 10, Clock: ticking(), Identify: identify, Sinks: []Sink{tap{a, look}, tap{b, look}}, Finished: []Sink{tap{kept, look}},
+	})
+	const events = 200
 	for range 2 {
 		for cookie := range uint64(events) {
 			e := event(closed, cookie)
@@ -162,27 +166,54 @@ func TestSinksShareBatches(t *testing.T) {
 		}
 		p.HandleDrained(true)
 	}
-	if got := calls.String(); got != "abcabc" {
-		t.Errorf("sinks were called in the order %s, want abcabc", got)
+	if got := calls.String(); got != "abkabk" {
+		t.Errorf("sinks were called in the order %s, want abkabk", got)
 	}
 	for i := range 2 {
-		for _, s := range []*sink{a, b, c} {
+		for _, s := range []*sink{a, b, kept} {
 			if got := len(s.batches[i]); got != events {
 				t.Errorf("batch %d of sink %s has %d records, want %d", i, s.name, got, events)
 			}
-			if &s.batches[i][0] != &a.batches[i][0] {
-				t.Errorf("batch %d of sink %s is a copy", i, s.name)
-			}
 		}
 	}
-	// A sink may keep a batch, so the next must not be written over it.
-	for i, r := range a.batches[0] {
-		if r.Event.Key.Cookie != uint64(i) || r.Clock.OffsetNS != 1 {
-			t.Fatalf("record %d of the batch that was kept is now %+v", i, r)
-		}
+	if starts[0] != starts[1] || starts[0] != starts[3] || starts[0] != starts[4] {
+		t.Error("a batch was copied for a sink, or the next lies elsewhere")
 	}
-	if &a.batches[0][0] == &a.batches[1][0] {
-		t.Error("the second batch lies where the first does")
+	if starts[0] == starts[2] || starts[2] == starts[5] || starts[0] == starts[5] {
+		t.Error("what may be kept lies where another batch does")
+	}
+}
+
+// tap looks at batches before a sink does.
+type tap struct {
+	*sink
+	look func(batch []enrich.Record)
+}
+
+func (t tap) Consume(batch []enrich.Record) {
+	t.look(batch)
+	t.sink.Consume(batch)
+}
+
+// TestNothingOfAnEarlierBatchStays fills each record whole: the memory of a batch is that of the one before.
+func TestNothingOfAnEarlierBatchStays(t *testing.T) {
+	got := &sink{calls: new(strings.Builder)}
+	p := New(Options{Limit: 10, Clock: ticking(), Identify: identify, Sinks: []Sink{got}})
+	full := event(closed, 7)
+	full.Totals = connection.Totals{SentBytes: 1, ReceivedBytes: 2, FirstSentNS: 3, FirstReceivedNS: 4, Retransmits: 5, SYNRetransmits: 6, RTTUS: 7}
+	full.Reported = connection.Reported{SentBytes: 1, ReceivedBytes: 2, Retransmits: 3, SYNRetransmits: 4}
+	full.Reason, full.Flags, full.Told = connection.Timeout, connection.Adopted, connection.ToldAttempt
+	p.HandleEvent(&full)
+	p.HandleDrained(true)
+	empty := event(pre, 8)
+	p.HandleEvent(&empty)
+	p.HandleDrained(true)
+	want := enrich.Record{
+		Event: empty, Change: connection.Change{Attempts: 1, Connecting: 1}, Identity: enrich.Identity{Local: local, Peer: peer},
+		Clock: connection.Clock{OffsetNS: 2},
+	}
+	if got.batches[1][0] != want {
+		t.Errorf("\ngot  %+v\nwant %+v", got.batches[1][0], want)
 	}
 }
 
@@ -258,17 +289,18 @@ func TestFinished(t *testing.T) {
 
 // TestFinishedTakesNoRoom gives those who may keep a batch for long no more memory than it needs.
 func TestFinishedTakesNoRoom(t *testing.T) {
-	var calls strings.Builder
-	finished := &sink{name: "f", calls: &calls}
-	p := New(Options{Limit: 10, Clock: ticking(), Identify: identify, Finished: []Sink{finished}})
-	for n := range 3 * batchHint {
+	finished := &sink{calls: new(strings.Builder)}
+	room := 0
+	look := func(batch []enrich.Record) { room = cap(batch) }
+	p := New(Options{Limit: 10, Clock: ticking(), Identify: identify, Finished: []Sink{tap{finished, look}}})
+	for n := range 200 {
 		for cookie := range uint64(n + 1) {
 			e := event(closed, cookie)
 			p.HandleEvent(&e)
 		}
 		p.HandleDrained(true)
-		if got := finished.batches[n]; len(got) != n+1 || cap(got) > 2*len(got) {
-			t.Fatalf("%d records in the room of %d, want %d", len(got), cap(got), n+1)
+		if got := len(finished.batches[n]); got != n+1 || room != got {
+			t.Fatalf("%d records in the room of %d, want %d", got, room, n+1)
 		}
 	}
 }

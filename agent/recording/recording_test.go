@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 	"unsafe"
@@ -32,7 +33,7 @@ type heard struct {
 }
 
 func (h *heard) Consume(batch []enrich.Record) {
-	h.batches, h.order = append(h.batches, batch), h.order+"b"
+	h.batches, h.order = append(h.batches, slices.Clone(batch)), h.order+"b"
 }
 
 func (h *heard) ConsumeLosses(losses []enrich.Loss) {

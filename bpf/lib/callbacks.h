@@ -8,7 +8,7 @@
 const volatile bool first_bytes = true;
 
 /* At so many segments that leave: who only receives sends acknowledgements, who only sends would never find the other time. */
-static const __u16 first_bytes_looks = 16;
+static const __u8 first_bytes_looks = 16;
 
 static __always_inline __u32 first_bytes_flag(void)
 {

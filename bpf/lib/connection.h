@@ -176,20 +176,20 @@ static __always_inline void connection_segment(struct bpf_sock_ops *ctx)
 	struct bpf_sock *sk = ctx->sk;
 	struct mesh_connection *conn;
 	struct tcp_sock *tp;
-	__u64 now;
 
 	/* tcp_current_mss() asks too, without a segment. */
 	if (!sk || ctx->args[0] == BPF_WRITE_HDR_TCP_CURRENT_MSS)
 		return;
 	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
-	tp = bpf_skc_to_tcp_sock(sk);
-	if (!conn || !tp)
+	if (!conn)
 		return;
-	now = bpf_ktime_get_ns();
 	if (!conn->first_sent_ns && ctx->skb_len)
-		conn->first_sent_ns = now;
-	if (!conn->first_received_ns && totals_received(tp))
-		conn->first_received_ns = now;
+		conn->first_sent_ns = bpf_ktime_get_ns();
+	if (!conn->first_received_ns) {
+		tp = bpf_skc_to_tcp_sock(sk);
+		if (tp && totals_received(tp))
+			conn->first_received_ns = bpf_ktime_get_ns();
+	}
 	if ((conn->first_sent_ns && conn->first_received_ns) || ++conn->looks == first_bytes_looks)
 		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
 }

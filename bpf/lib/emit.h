@@ -19,34 +19,66 @@ static __always_inline __u64 emit_flags(void)
 /* Bits of enum mesh_kind that are not to be sent; written by user space only, also while programs run. What they would have told comes with a later event, the sweep, or as sums. */
 volatile __u32 silent;
 
-/* Reserving room and counting why there is none are one step, so that nothing is missing uncounted. */
-#define emit_reserve(size, kind)                                       \
-	({                                                             \
-		void *room_ = NULL;                                    \
-		if (silent & 1U << (kind)) {                           \
-			account_add(sampled_out[kind]);                \
-		} else {                                               \
-			room_ = bpf_ringbuf_reserve(&events, size, 0); \
-			if (room_)                                     \
-				account_add(submitted[kind]);          \
-			else                                           \
-				account_add(reserve_failed[kind]);     \
-		}                                                      \
-		room_;                                                 \
-	})
+/*
+ * User space waits for the next event without a timer; set by it, cleared by whoever wakes it.
+ *
+ * Nothing is left behind: user space sets this, then looks at the ring once more, then waits; a program commits its event, then looks
+ * at this. There is a full barrier between the two steps on either side (commit is an xchg), so at least one of them sees the other.
+ */
+volatile __u32 reader_asleep;
+
+/*
+ * Comes after each event. Its own wake-up is that of an empty record, which readers skip, because to ask for one with the event would be to
+ * look before the event is there. Where there is no room for it the ring is full, and the event that filled it woke user space.
+ */
+static __always_inline void emit_wake(void)
+{
+	void *empty;
+
+	if (!reader_asleep || !__sync_lock_test_and_set(&reader_asleep, 0))
+		return;
+	empty = bpf_ringbuf_reserve(&events, 8, 0);
+	if (empty)
+		bpf_ringbuf_discard(empty, BPF_RB_FORCE_WAKEUP);
+}
 
 /* tells: enum mesh_told, what user space knows once it has this event. A lost one leaves it to the next to tell. */
 static __always_inline void emit_event(struct mesh_connection *conn, __u8 kind, __u32 tells, __u64 now)
 {
-	struct mesh_event *out = emit_reserve(sizeof(*out), kind);
+	struct mesh_event *out;
 
-	if (!out)
+	if (silent & 1U << kind) {
+		account_add(sampled_out[kind]);
 		return;
+	}
+	out = bpf_ringbuf_reserve(&events, sizeof(*out), 0);
+	if (!out) {
+		account_add(reserve_failed[kind]);
+		return;
+	}
+	account_add(submitted[kind]);
 	*out = conn->event;
 	out->told = __sync_fetch_and_or(&conn->told, tells);
 	out->kind = kind;
 	out->event_ns = now;
 	bpf_ringbuf_submit(out, emit_flags());
+	emit_wake();
+}
+
+/* Whether user space gets it. Its size makes one call with a copy in the kernel cheaper than filling in what was reserved. */
+static __always_inline bool emit_close(struct mesh_close_event *close)
+{
+	if (silent & 1U << MESH_CLOSE) {
+		account_add(sampled_out[MESH_CLOSE]);
+		return false;
+	}
+	if (bpf_ringbuf_output(&events, close, sizeof(*close), emit_flags())) {
+		account_add(reserve_failed[MESH_CLOSE]);
+		return false;
+	}
+	account_add(submitted[MESH_CLOSE]);
+	emit_wake();
+	return true;
 }
 
 #endif

@@ -38,7 +38,6 @@ static __always_inline void end_tell(struct mesh_close_event *close, struct mesh
 				     __u8 old_state)
 {
 	struct sock *sk = &tp->inet_conn.icsk_inet.sk;
-	struct mesh_close_event *out;
 
 	close->sk_err = sk->sk_err;
 	close->reserved = 0;
@@ -55,13 +54,8 @@ static __always_inline void end_tell(struct mesh_close_event *close, struct mesh
 		close->reported_retransmits = __sync_lock_test_and_set(&conn->reported_retransmits, MESH_REPORTED_ALL_32);
 		close->reported_syn_retransmits = __sync_lock_test_and_set(&conn->reported_syn_retransmits, MESH_REPORTED_ALL_32);
 	}
-	out = emit_reserve(sizeof(*out), MESH_CLOSE);
-	if (!out) {
+	if (!emit_close(close))
 		lost_add(close);
-		return;
-	}
-	*out = *close;
-	bpf_ringbuf_submit(out, emit_flags());
 }
 
 #endif

@@ -90,7 +90,7 @@ func (l *Log) Consume(batch []enrich.Record) { l.queue.Consume(batch) }
 
 // Run writes until Close was called and everything queued is written.
 func (l *Log) Run() {
-	buf := make([]byte, 0, writeBytes+4096)
+	out := line{make([]byte, 0, writeBytes+4096)}
 	for {
 		batches, ok := l.queue.Next(context.Background())
 		if !ok {
@@ -99,15 +99,15 @@ func (l *Log) Run() {
 		lines := uint64(0)
 		for _, batch := range batches {
 			for i := range batch {
-				buf = AppendLine(buf, l.boot, &batch[i])
-				if lines++; len(buf) >= writeBytes {
-					l.write(buf, lines)
-					buf, lines = buf[:0], 0
+				out.append(l.boot, &batch[i])
+				if lines++; len(out.buf) >= writeBytes {
+					l.write(out.buf, lines)
+					out.buf, lines = out.buf[:0], 0
 				}
 			}
 		}
-		l.write(buf, lines)
-		buf = buf[:0]
+		l.write(out.buf, lines)
+		out.buf = out.buf[:0]
 		for _, batch := range batches {
 			l.queue.Done(len(batch))
 		}

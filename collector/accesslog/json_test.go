@@ -70,12 +70,12 @@ var contract = strings.Fields(`
 	network.local.address network.local.port network.peer.address network.peer.port client.address client.port server.address server.port
 	sidelight.role sidelight.reason error.type sidelight.adopted sidelight.duration_ns sidelight.connect_ns sidelight.decision_ns
 	sidelight.first_sent_ns sidelight.first_received_ns
-	sidelight.sent_bytes sidelight.received_bytes sidelight.retransmits sidelight.syn_retransmits sidelight.rtt_us sidelight.min_rtt_us
+	sidelight.sent_bytes sidelight.received_bytes sidelight.retransmits sidelight.syn_retransmits sidelight.rtt_us sidelight.min_rtt_us sidelight.sampling_probability
 	process.pid process.executable.name process.linux.cgroup container.id k8s.pod.uid`)
 
 func TestKeysAreInTheOrderOfTheContract(t *testing.T) {
 	full := fixture.Load(t, "testdata/plain/records.yaml").Records[1]
-	full.Event.Reason = connection.ResetByPeer
+	full.Event.Reason, full.Sampling = connection.ResetByPeer, connection.SampledAt(0)
 	full.Event.Totals.FirstSentNS, full.Event.Totals.FirstReceivedNS = full.Event.EstablishedNS+1, full.Event.EstablishedNS+2
 	keys, _ := parse(t, AppendLine(nil, fixture.Boot, &full))
 	want := slices.DeleteFunc(slices.Clone(contract), func(key string) bool { return key == "sidelight.adopted" })

@@ -3,8 +3,8 @@
 package attribute
 
 import (
-	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
@@ -14,11 +14,17 @@ import (
 // EventName is the event name of an access log record.
 const EventName = "sidelight.connection"
 
-// Sink takes attributes one by one.
+// Sink takes attributes one by one. What has to be made before it is text is given in parts: a sink may have a way without a string for
+// each.
 type Sink interface {
 	String(name, value string)
+	// Prefixed is a String of both together.
+	Prefixed(name, prefix, value string)
+	// Address is a String of its text.
+	Address(name string, value netip.Addr)
 	Int(name string, value int64)
 	Bool(name string, value bool)
+	Double(name string, value float64)
 }
 
 // Boot names this boot of the machine, so that records of different boots cannot be taken for each other.
@@ -29,9 +35,20 @@ func NewBoot(bootID string) Boot {
 	return Boot(strings.ReplaceAll(strings.TrimSpace(bootID), "-", ""))
 }
 
+// MostUID is the length of the longest UID.
+const MostUID = 16 + 1 + 16 + 1 + 16
+
 // UID is the unique id of a connection's record: boot, socket, and start.
 func (b Boot) UID(key connection.Key) string {
-	return fmt.Sprintf("%.16s-%x-%x", string(b), key.Cookie, key.StartNS)
+	var buf [MostUID]byte
+	return string(b.AppendUID(buf[:0], key))
+}
+
+// AppendUID appends the same to a buffer.
+func (b Boot) AppendUID(buf []byte, key connection.Key) []byte {
+	buf = append(buf, b[:min(len(b), 16)]...)
+	buf = strconv.AppendUint(append(buf, '-'), key.Cookie, 16)
+	return strconv.AppendUint(append(buf, '-'), key.StartNS, 16)
 }
 
 // Connection gives the attributes of a finished connection to a sink, in the order of the access log. What is not known is left
@@ -40,14 +57,14 @@ func Connection(r *enrich.Record, to Sink) {
 	e := &r.Event
 	to.String("network.transport", "tcp")
 	to.String("network.type", NetworkType(e.Peer.Addr()))
-	to.String("network.local.address", e.Local.Addr().String())
+	to.Address("network.local.address", e.Local.Addr())
 	to.Int("network.local.port", int64(e.Local.Port()))
-	to.String("network.peer.address", e.Peer.Addr().String())
+	to.Address("network.peer.address", e.Peer.Addr())
 	to.Int("network.peer.port", int64(e.Peer.Port()))
 	client, server := e.Client(), e.Server()
-	to.String("client.address", client.Addr().String())
+	to.Address("client.address", client.Addr())
 	to.Int("client.port", int64(client.Port()))
-	to.String("server.address", server.Addr().String())
+	to.Address("server.address", server.Addr())
 	to.Int("server.port", int64(server.Port()))
 	to.String("sidelight.role", e.Role.String())
 	to.String("sidelight.reason", e.Reason.String())
@@ -86,6 +103,9 @@ func Connection(r *enrich.Record, to Sink) {
 	if e.Totals.MinRTTUS != 0 {
 		to.Int("sidelight.min_rtt_us", int64(e.Totals.MinRTTUS))
 	}
+	if p, sampled := r.Sampling.Probability(); sampled {
+		to.Double("sidelight.sampling_probability", p)
+	}
 	if p := r.Identity.Process; p != nil {
 		to.Int("process.pid", int64(p.PID))
 		if p.Executable != "" {
@@ -94,7 +114,7 @@ func Connection(r *enrich.Record, to Sink) {
 	}
 	if w := r.Identity.Local; w.Cgroup != "" {
 		// The form of /proc/PID/cgroup, as semantic conventions have it.
-		to.String("process.linux.cgroup", "0::"+w.Cgroup)
+		to.Prefixed("process.linux.cgroup", "0::", w.Cgroup)
 		if w.ContainerID != "" {
 			to.String("container.id", w.ContainerID)
 		}

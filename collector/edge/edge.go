@@ -90,6 +90,7 @@ type Table struct {
 	foldAfter time.Duration // 0 never
 	clock     func() time.Duration
 	edges     map[Key]*entry
+	ends      map[ends]*entry // the same but for overflow edges, by what is quick to compare
 	idle      idleList
 	folded    uint64
 	evicted   uint64
@@ -100,7 +101,7 @@ type Table struct {
 // NewTable returns a table of at most limit edges beside the overflow edges, one for each role.
 func NewTable(limit int) *Table {
 	start := time.Now()
-	return &Table{limit: limit, edges: make(map[Key]*entry), clock: func() time.Duration { return time.Since(start) }}
+	return &Table{limit: limit, edges: make(map[Key]*entry), ends: make(map[ends]*entry), clock: func() time.Duration { return time.Since(start) }}
 }
 
 // FoldAfter lets a full table make room for a new edge: the one that had no record for longest, and none for at least this time, and
@@ -120,7 +121,13 @@ func (t *Table) Consume(batch []enrich.Record) {
 	now := t.clock()
 	for i := range batch {
 		r := &batch[i]
-		e := t.entry(KeyOf(r), r.Clock.WallNS(r.Event.EventNS), now)
+		of := endsOf(r)
+		e := t.ends[of]
+		if e == nil {
+			if e = t.entry(KeyOf(r), r.Clock.WallNS(r.Event.EventNS), now); !e.overflow {
+				t.remember(e, of)
+			}
+		}
 		e.sums.add(r)
 		t.touch(e, now)
 	}
@@ -167,7 +174,7 @@ func (t *Table) overflow(role connection.Role, sinceUnixNS int64) *entry {
 	if e := t.edges[key]; e != nil {
 		return e
 	}
-	e := &entry{key: key, sums: newSums(sinceUnixNS)}
+	e := &entry{key: key, sums: newSums(sinceUnixNS), overflow: true}
 	t.edges[key] = e
 	t.overflows++
 	return e

@@ -72,13 +72,27 @@ func (h *Histogram) Observe(value float64, from *connection.Event) {
 		return
 	}
 	h.Sum += value
-	classic, _ := slices.BinarySearch(h.Bounds, value)
+	classic := search(h.Bounds, value)
 	h.Classic[classic]++
 	if e := &h.Exemplars[classic]; e.AtNS == 0 || from.EventNS-e.AtNS >= exemplarAge {
 		trace := from.Trace()
 		*e = Exemplar{TraceID: trace.ID, SpanID: trace.Span(from.Role), AtNS: from.EventNS, Value: value}
 	}
 	*h.exponential(bucketIndex(value))++
+}
+
+// search returns the first bound that is not below a value, or their number. What slices.BinarySearch does beside that, for NaN and for a
+// generic comparison, is most of its time.
+func search(bounds []float64, value float64) int {
+	low, high := 0, len(bounds)
+	for low < high {
+		if middle := int(uint(low+high) / 2); bounds[middle] < value {
+			low = middle + 1
+		} else {
+			high = middle
+		}
+	}
+	return low
 }
 
 // fractions are the lower bounds of a doubling's buckets, 2^(i/8) for values in [0.5, 1), rounded down: then no value compares to
@@ -91,8 +105,7 @@ var fractions = [bucketsPerDoubling]float64{
 // bucketIndex is the i of (2^(i/8), 2^((i+1)/8)]. Not by a logarithm: its rounding puts values near a bound on the wrong side.
 func bucketIndex(value float64) int {
 	fraction, exponent := math.Frexp(value)
-	above, _ := slices.BinarySearch(fractions[:], fraction)
-	return (exponent-1)*bucketsPerDoubling + above - 1
+	return (exponent-1)*bucketsPerDoubling + search(fractions[:], fraction) - 1
 }
 
 // exponential grows the window of buckets to hold index.

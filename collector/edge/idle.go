@@ -8,9 +8,11 @@ import (
 
 // entry is an edge of a table.
 type entry struct {
-	key  Key
-	sums Sums
-	seen time.Duration // on the table's clock, of its last record
+	key      Key
+	sums     Sums
+	seen     time.Duration // on the table's clock, of its last record
+	overflow bool          // it is the overflow edge of its role
+	ends     []ends        // under which the table has it
 
 	// Neighbours in the list of edges without a live connection.
 	listed       bool
@@ -52,7 +54,7 @@ func (l *idleList) push(e *entry) {
 // touch is called after every change of an edge.
 func (t *Table) touch(e *entry, now time.Duration) {
 	e.seen = now
-	if e.key.IsOverflow() {
+	if e.overflow {
 		return
 	}
 	live := e.sums.Open != 0 || e.sums.Connecting != 0
@@ -75,6 +77,9 @@ func (t *Table) foldOldest(now time.Duration) bool {
 	t.overflow(e.key.Role, e.sums.SinceUnixNS).sums.fold(&e.sums)
 	t.idle.remove(e)
 	delete(t.edges, e.key)
+	for _, of := range e.ends {
+		delete(t.ends, of)
+	}
 	t.evicted++
 	return true
 }

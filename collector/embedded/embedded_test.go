@@ -32,9 +32,9 @@ func toBackend(t *testing.T, s source, o config.OTLP, stateDirectory string) *Co
 	}
 	// The library's memory limiter stores its host once for each pipeline and reads it at each check, without a lock: memorylimiter.go,
 	// Start and CheckMemLimits. The race detector is right, and here it is in the way.
-	uri, checks := strings.Replace(uri, "check_interval: 1s", "check_interval: 1h", 1), uri
+	uri, checks := strings.Replace(uri, "check_interval: 5s", "check_interval: 1h", 1), uri
 	if uri == checks {
-		t.Fatal("no check_interval of 1s in the built-in configuration")
+		t.Fatal("no check_interval of 5s in the built-in configuration")
 	}
 	return New(Options{
 		URI: uri, Mesh: s.mesh(), Version: "test", DiscardMetrics: true, Persistent: true, Logger: slog.New(slog.DiscardHandler),

@@ -2,6 +2,7 @@ package embedded
 
 import (
 	"context"
+	"errors"
 	"reflect"
 
 	"go.opentelemetry.io/collector/component"
@@ -46,7 +47,7 @@ type exporterFactory struct {
 func (f *exporterFactory) open(set *exporter.Settings, signal pipeline.Signal, config component.Config) *ledger {
 	l := f.account.ledger(set.ID, signal)
 	l.configure(queueOf(config))
-	set.MeterProvider = meterProvider{set.MeterProvider, l}
+	set.MeterProvider = meterProvider{MeterProvider: set.MeterProvider, ledger: l}
 	set.Logger = set.Logger.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewTee(core, rejections{l})
 	}))
@@ -89,7 +90,14 @@ func (f *exporterFactory) CreateTraces(ctx context.Context, set exporter.Setting
 	if err != nil {
 		return nil, err
 	}
-	return tracesExporter{accountedExporter{e, l}, e}, nil
+	made := tracesExporter{accountedExporter{Component: e, ledger: l}, e, nil}
+	if config, ok := withoutQueue(config); ok {
+		if made.now, err = f.Factory.CreateTraces(ctx, twin(set), config); err != nil {
+			return nil, err
+		}
+		made.before(made.now, set.Logger)
+	}
+	return made, nil
 }
 
 // CreateMetrics implements exporter.Factory.
@@ -99,7 +107,14 @@ func (f *exporterFactory) CreateMetrics(ctx context.Context, set exporter.Settin
 	if err != nil {
 		return nil, err
 	}
-	return metricsExporter{accountedExporter{e, l}, e}, nil
+	made := metricsExporter{accountedExporter{Component: e, ledger: l}, e, nil}
+	if config, ok := withoutQueue(config); ok {
+		if made.now, err = f.Factory.CreateMetrics(ctx, twin(set), config); err != nil {
+			return nil, err
+		}
+		made.before(made.now, set.Logger)
+	}
+	return made, nil
 }
 
 // CreateLogs implements exporter.Factory.
@@ -109,13 +124,26 @@ func (f *exporterFactory) CreateLogs(ctx context.Context, set exporter.Settings,
 	if err != nil {
 		return nil, err
 	}
-	return logsExporter{accountedExporter{e, l}, e}, nil
+	made := logsExporter{accountedExporter{Component: e, ledger: l}, e, nil}
+	if config, ok := withoutQueue(config); ok {
+		if made.now, err = f.Factory.CreateLogs(ctx, twin(set), config); err != nil {
+			return nil, err
+		}
+		made.before(made.now, set.Logger)
+	}
+	return made, nil
 }
 
 // accountedExporter is what exporters of all signals have in common.
 type accountedExporter struct {
 	component.Component
 	ledger *ledger
+	direct *direct             // nil without a queue on disk
+	twin   component.Component // that is tried first
+}
+
+func (e *accountedExporter) before(twin component.Component, logger *zap.Logger) {
+	e.twin, e.direct = twin, &direct{ledger: e.ledger, logger: logger}
 }
 
 // Start implements component.Component.
@@ -124,7 +152,19 @@ func (e accountedExporter) Start(ctx context.Context, host component.Host) error
 		return err
 	}
 	e.ledger.started()
+	if e.twin != nil {
+		return e.twin.Start(ctx, host)
+	}
 	return nil
+}
+
+// Shutdown implements component.Component.
+func (e accountedExporter) Shutdown(ctx context.Context) error {
+	var err error
+	if e.twin != nil {
+		err = e.twin.Shutdown(ctx)
+	}
+	return errors.Join(err, e.Component.Shutdown(ctx))
 }
 
 // took counts what the exporter was offered.
@@ -144,6 +184,7 @@ func (e accountedExporter) took(ctx context.Context, items int, err error) error
 type tracesExporter struct {
 	accountedExporter
 	next exporter.Traces
+	now  exporter.Traces // nil without a queue on disk
 }
 
 func (e tracesExporter) Capabilities() consumer.Capabilities { return e.next.Capabilities() }
@@ -151,12 +192,18 @@ func (e tracesExporter) Capabilities() consumer.Capabilities { return e.next.Cap
 // ConsumeTraces implements consumer.Traces.
 func (e tracesExporter) ConsumeTraces(ctx context.Context, traces ptrace.Traces) error {
 	n := traces.SpanCount()
-	return e.took(ctx, n, e.next.ConsumeTraces(ctx, traces))
+	if e.now == nil {
+		return e.took(ctx, n, e.next.ConsumeTraces(ctx, traces))
+	}
+	return e.took(ctx, n, e.direct.send(ctx, n,
+		func(ctx context.Context) error { return e.now.ConsumeTraces(ctx, traces) },
+		func(ctx context.Context) error { return e.next.ConsumeTraces(ctx, traces) }))
 }
 
 type metricsExporter struct {
 	accountedExporter
 	next exporter.Metrics
+	now  exporter.Metrics // nil without a queue on disk
 }
 
 func (e metricsExporter) Capabilities() consumer.Capabilities { return e.next.Capabilities() }
@@ -164,12 +211,18 @@ func (e metricsExporter) Capabilities() consumer.Capabilities { return e.next.Ca
 // ConsumeMetrics implements consumer.Metrics.
 func (e metricsExporter) ConsumeMetrics(ctx context.Context, metrics pmetric.Metrics) error {
 	n := metrics.DataPointCount()
-	return e.took(ctx, n, e.next.ConsumeMetrics(ctx, metrics))
+	if e.now == nil {
+		return e.took(ctx, n, e.next.ConsumeMetrics(ctx, metrics))
+	}
+	return e.took(ctx, n, e.direct.send(ctx, n,
+		func(ctx context.Context) error { return e.now.ConsumeMetrics(ctx, metrics) },
+		func(ctx context.Context) error { return e.next.ConsumeMetrics(ctx, metrics) }))
 }
 
 type logsExporter struct {
 	accountedExporter
 	next exporter.Logs
+	now  exporter.Logs // nil without a queue on disk
 }
 
 func (e logsExporter) Capabilities() consumer.Capabilities { return e.next.Capabilities() }
@@ -177,5 +230,10 @@ func (e logsExporter) Capabilities() consumer.Capabilities { return e.next.Capab
 // ConsumeLogs implements consumer.Logs.
 func (e logsExporter) ConsumeLogs(ctx context.Context, logs plog.Logs) error {
 	n := logs.LogRecordCount()
-	return e.took(ctx, n, e.next.ConsumeLogs(ctx, logs))
+	if e.now == nil {
+		return e.took(ctx, n, e.next.ConsumeLogs(ctx, logs))
+	}
+	return e.took(ctx, n, e.direct.send(ctx, n,
+		func(ctx context.Context) error { return e.now.ConsumeLogs(ctx, logs) },
+		func(ctx context.Context) error { return e.next.ConsumeLogs(ctx, logs) }))
 }

@@ -29,6 +29,7 @@ type ledger struct {
 	sent     atomic.Int64 // the partly rejected among them
 	failed   atomic.Int64
 	rejected atomic.Int64
+	spooled  atomic.Int64 // of taken: went to a queue on disk
 
 	mu      sync.Mutex
 	queue   *gauge // its size; nil when there is none

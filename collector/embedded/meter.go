@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/metric/noop"
 	"go.uber.org/zap/zapcore"
 )
 
@@ -17,6 +18,7 @@ const helperScope = "go.opentelemetry.io/collector/exporter/exporterhelper"
 type meterProvider struct {
 	metric.MeterProvider
 	ledger *ledger
+	twin   bool // of an exporter that is tried first: its failures are not the last word
 }
 
 // Meter implements metric.MeterProvider.
@@ -25,12 +27,13 @@ func (p meterProvider) Meter(name string, options ...metric.MeterOption) metric.
 	if name != helperScope {
 		return m
 	}
-	return meter{m, p.ledger}
+	return meter{m, p.ledger, p.twin}
 }
 
 type meter struct {
 	metric.Meter
 	ledger *ledger
+	twin   bool
 }
 
 // Int64Counter implements metric.Meter.
@@ -42,6 +45,8 @@ func (m meter) Int64Counter(name string, options ...metric.Int64CounterOption) (
 	switch {
 	case strings.HasPrefix(name, "otelcol_exporter_sent_"):
 		return counter{c, func(n int64, _ []metric.AddOption) { m.ledger.sent.Add(n) }}, nil
+	case strings.HasPrefix(name, "otelcol_exporter_send_failed_") && m.twin:
+		return noop.Int64Counter{}, nil
 	case strings.HasPrefix(name, "otelcol_exporter_send_failed_"):
 		return counter{c, m.ledger.addFailed}, nil
 	}

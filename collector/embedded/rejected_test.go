@@ -156,7 +156,7 @@ func exchange[Q interface{ UnmarshalProto([]byte) error }, A interface{ MarshalP
 func toChoosy(protocol, endpoint, telemetry, exporterMore string) string {
 	exporter := "otlp_" + protocol
 	return fmt.Sprintf(`yaml:
-receivers: {mesh: {report_interval: 100ms}}
+receivers: {mesh: {report_interval: 100ms, batch_interval: 0s}}
 exporters:
   %[1]s:
     endpoint: %[2]s

@@ -45,6 +45,10 @@ type Settings struct {
 	HostName string
 	// Self reads what the agent tells of itself, for each report of metrics; nil for nothing.
 	Self func() self.Reading
+	// Steps are those of the overhead budget, each of which becomes a log record; nil for none.
+	Steps <-chan self.BudgetStep
+	// Tracing is given the collector's tracer provider; nil for no spans of the agent itself.
+	Tracing *Tracing
 	// OnStart is called, if set, when the collector starts the receiver: not every configuration has it in a pipeline.
 	OnStart func()
 	// OnEnd is called, if set, when the source has ended and everything of it was handed on, the last metrics too. It is not

@@ -1,6 +1,7 @@
 package meshreceiver
 
 import (
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -78,7 +79,10 @@ func (u *usage) see(where string, got pcommon.Map) {
 	}
 }
 
-var valueTypes = map[string]pcommon.ValueType{"string": pcommon.ValueTypeStr, "int": pcommon.ValueTypeInt, "bool": pcommon.ValueTypeBool}
+var valueTypes = map[string]pcommon.ValueType{
+	"string": pcommon.ValueTypeStr, "int": pcommon.ValueTypeInt, "bool": pcommon.ValueTypeBool,
+	"double": pcommon.ValueTypeDouble,
+}
 
 func checkValue(t *testing.T, where, kind string, enum []string, name string, value pcommon.Value) {
 	t.Helper()
@@ -120,7 +124,7 @@ func TestRecordAttributesAreThoseOfTheTable(t *testing.T) {
 				t.Errorf("%s: event name %q, want %q", name, log.EventName(), table.LogEventName)
 			}
 			traces.see(name, newTraces(&settings, one).ResourceSpans().At(0).ScopeSpans().At(0).Spans().At(0).Attributes())
-			checkRequirements(t, name, table, &c.Finished[i].Event, log.Attributes())
+			checkRequirements(t, name, table, &c.Finished[i], log.Attributes())
 		}
 	}
 	logs.done()
@@ -128,8 +132,9 @@ func TestRecordAttributesAreThoseOfTheTable(t *testing.T) {
 }
 
 // checkRequirements checks the requirements that a record itself decides.
-func checkRequirements(t *testing.T, where string, table *metadata.Table, e *connection.Event, got pcommon.Map) {
+func checkRequirements(t *testing.T, where string, table *metadata.Table, r *enrich.Record, got pcommon.Map) {
 	t.Helper()
+	e := &r.Event
 	for _, a := range table.LogAttributes {
 		_, present := got.Get(a.Name)
 		switch a.Requirement {
@@ -140,6 +145,10 @@ func checkRequirements(t *testing.T, where string, table *metadata.Table, e *con
 		case metadata.AdoptedOnly:
 			if present != (e.Flags&connection.Adopted != 0) {
 				t.Errorf("%s: %s present: %v, with the flags %v", where, a.Name, present, e.Flags)
+			}
+		case metadata.WhileSampled:
+			if present != (r.Sampling != 0) {
+				t.Errorf("%s: %s present: %v, with the sampling %v", where, a.Name, present, r.Sampling)
 			}
 		case metadata.ClientsOnly:
 			if present && e.Role != connection.Client {
@@ -155,9 +164,12 @@ func checkRequirements(t *testing.T, where string, table *metadata.Table, e *con
 // recorder is an attribute.Sink.
 type recorder []string
 
-func (r *recorder) String(name, _ string)    { *r = append(*r, name) }
-func (r *recorder) Int(name string, _ int64) { *r = append(*r, name) }
-func (r *recorder) Bool(name string, _ bool) { *r = append(*r, name) }
+func (r *recorder) String(name, _ string)             { *r = append(*r, name) }
+func (r *recorder) Int(name string, _ int64)          { *r = append(*r, name) }
+func (r *recorder) Prefixed(name, _, _ string)        { *r = append(*r, name) }
+func (r *recorder) Address(name string, _ netip.Addr) { *r = append(*r, name) }
+func (r *recorder) Bool(name string, _ bool)          { *r = append(*r, name) }
+func (r *recorder) Double(name string, _ float64)     { *r = append(*r, name) }
 
 func TestAFullRecordHasTheWholeTableInItsOrder(t *testing.T) {
 	var all, adoptedOnly []string
@@ -176,7 +188,7 @@ func TestAFullRecordHasTheWholeTableInItsOrder(t *testing.T) {
 		}
 	}
 	full := load(t, "container")[0] // the first one's close
-	full.Event.Reason = connection.ResetByPeer
+	full.Event.Reason, full.Sampling = connection.ResetByPeer, connection.SampledAt(0)
 	adopted := full
 	adopted.Event.Flags = connection.Adopted | connection.AdoptedOpen
 	adopted.Event.ConnectNS = 0

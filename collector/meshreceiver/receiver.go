@@ -2,6 +2,7 @@ package meshreceiver
 
 import (
 	"context"
+	"runtime/pprof"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,6 +48,7 @@ type meshReceiver struct {
 }
 
 func newReceiver(config *Config, settings Settings, set receiver.Settings) *meshReceiver {
+	settings.Tracing.use(set.TracerProvider)
 	return &meshReceiver{config: config, settings: settings, logger: set.Logger, stopping: make(chan struct{}), cancel: func() {}}
 }
 
@@ -72,20 +74,26 @@ func (r *meshReceiver) Start(context.Context, component.Host) error {
 		ctx, r.cancel = context.WithCancel(context.Background())
 		ended := make(chan struct{})
 		var records sync.WaitGroup
-		records.Go(func() { r.runLogs(ctx) })
-		records.Go(func() { r.runTraces(ctx) })
+		records.Go(func() { stage("logs", func() { r.runLogs(ctx) }) })
+		records.Go(func() { stage("traces", func() { r.runTraces(ctx) }) })
+		r.wg.Go(r.runSteps)
 		r.wg.Go(func() {
 			records.Wait()
 			close(ended)
 		})
 		r.wg.Go(func() {
-			r.runMetrics(ended)
+			stage("metrics", func() { r.runMetrics(ended) })
 			if ctx.Err() == nil && r.settings.OnEnd != nil {
 				r.settings.OnEnd()
 			}
 		})
 	})
 	return nil
+}
+
+// stage labels a goroutine for profiles, once.
+func stage(name string, f func()) {
+	pprof.Do(context.Background(), pprof.Labels("stage", name), func(context.Context) { f() })
 }
 
 // Shutdown implements component.Component. It hands on what the source holds and the sums as they are last. Safe twice, and
@@ -100,12 +108,14 @@ func (r *meshReceiver) Shutdown(context.Context) error {
 }
 
 func (r *meshReceiver) runLogs(ctx context.Context) {
-	run(ctx, r.settings.Source.Logs(), func(batches [][]enrich.Record, records int) {
+	run(ctx, r.config.BatchInterval, r.settings.Source.Logs(), func(batches [][]enrich.Record, records int) {
 		if r.nextLogs == nil {
 			Unused.Logs.Add(uint64(records))
 			return
 		}
+		span := r.settings.Tracing.build("logs", records)
 		logs := newLogs(&r.settings, batches)
+		span.End()
 		count := &HandedOn
 		if !r.deliver("logs", func(ctx context.Context) error { return r.nextLogs.ConsumeLogs(ctx, logs) }) {
 			count = &Dropped
@@ -115,12 +125,14 @@ func (r *meshReceiver) runLogs(ctx context.Context) {
 }
 
 func (r *meshReceiver) runTraces(ctx context.Context) {
-	run(ctx, r.settings.Source.Traces(), func(batches [][]enrich.Record, records int) {
+	run(ctx, r.config.BatchInterval, r.settings.Source.Traces(), func(batches [][]enrich.Record, records int) {
 		if r.nextTraces == nil {
 			Unused.Spans.Add(uint64(records))
 			return
 		}
+		span := r.settings.Tracing.build("traces", records)
 		traces := newTraces(&r.settings, batches)
+		span.End()
 		count := &HandedOn
 		if !r.deliver("traces", func(ctx context.Context) error { return r.nextTraces.ConsumeTraces(ctx, traces) }) {
 			count = &Dropped
@@ -129,17 +141,24 @@ func (r *meshReceiver) runTraces(ctx context.Context) {
 	})
 }
 
-// most is how many records go to a pipeline at once, or one batch: what gathered while it refused is to fit into its queue.
-const most = 8192
+const (
+	// most is how many records go to a pipeline at once, or one batch: what is made of it, some two kilobytes each, is to fit into a
+	// processor's cache until an exporter has made bytes of it.
+	most = 1024
+	// enough is how many do not wait for more.
+	enough = most / 2
+)
 
 // run hands on what a signal's records hold until there will be no more, and waits where the pipeline refuses; the other signal
 // does not notice.
-func run(ctx context.Context, records Records, handOn func(batches [][]enrich.Record, records int)) {
+func run(ctx context.Context, interval time.Duration, records Records, handOn func(batches [][]enrich.Record, records int)) {
+	var last time.Time
 	for {
 		batches, ok := records.Next(ctx)
 		if !ok {
 			return
 		}
+		batches = gather(ctx, records, batches, last.Add(interval))
 		for len(batches) > 0 {
 			n, size := 1, len(batches[0])
 			for n < len(batches) && size+len(batches[n]) <= most {
@@ -150,7 +169,32 @@ func run(ctx context.Context, records Records, handOn func(batches [][]enrich.Re
 			records.Done(size)
 			batches = batches[n:]
 		}
+		last = time.Now()
 	}
+}
+
+// gather waits for more than few records, but not for longer than until, nor when there will be no more.
+func gather(ctx context.Context, records Records, batches [][]enrich.Record, until time.Time) [][]enrich.Record {
+	if !time.Now().Before(until) {
+		return batches
+	}
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	size := 0
+	for _, b := range batches {
+		size += len(b)
+	}
+	for size < enough {
+		more, ok := records.Next(ctx)
+		if !ok {
+			break
+		}
+		for _, b := range more {
+			size += len(b)
+		}
+		batches = append(batches, more...)
+	}
+	return batches
 }
 
 // runMetrics reports once more when there will be no more records: then the sums are final.
@@ -181,7 +225,10 @@ func (r *meshReceiver) report(consume func(pmetric.Metrics) bool) {
 	if r.nextMetrics == nil {
 		return
 	}
-	metrics := newMetrics(&r.settings, r.settings.Source.Edges(), r.settings.Now())
+	snapshot := r.settings.Source.Edges()
+	span := r.settings.Tracing.build("metrics", len(snapshot.Edges))
+	metrics := newMetrics(&r.settings, snapshot, r.settings.Now())
+	span.End()
 	count, points := &HandedOn, metrics.DataPointCount()
 	if points > 0 && !consume(metrics) {
 		count = &Dropped

@@ -73,9 +73,10 @@ func finishedConnection(number uint32) enrich.Record {
 
 // consumers are the three pipelines behind a receiver. A nil one is not there.
 type consumers struct {
-	metrics consumer.Metrics
-	logs    consumer.Logs
-	traces  consumer.Traces
+	metrics       consumer.Metrics
+	logs          consumer.Logs
+	traces        consumer.Traces
+	batchInterval time.Duration
 }
 
 // create makes the receivers of each signal, as the collector does.
@@ -84,6 +85,7 @@ func create(t *testing.T, factory receiver.Factory, id component.ID, to consumer
 	settings := receivertest.NewNopSettings(Type)
 	settings.ID = id
 	config := factory.CreateDefaultConfig()
+	config.(*Config).BatchInterval = to.batchInterval
 	var created []component.Component
 	add := func(c component.Component, err error) {
 		if err != nil {
@@ -187,10 +189,10 @@ func TestStartNeedsASource(t *testing.T) {
 }
 
 func TestShutdownWithoutStartAndTwice(t *testing.T) {
-	never := create(t, withSource(newSource()), component.NewID(Type), consumers{consumertest.NewNop(), consumertest.NewNop(), consumertest.NewNop()})
+	never := create(t, withSource(newSource()), component.NewID(Type), consumers{metrics: consumertest.NewNop(), logs: consumertest.NewNop(), traces: consumertest.NewNop()})
 	shutdown(t, never)
 	shutdown(t, never)
-	once := create(t, withSource(newSource()), component.NewID(Type), consumers{consumertest.NewNop(), consumertest.NewNop(), consumertest.NewNop()})
+	once := create(t, withSource(newSource()), component.NewID(Type), consumers{metrics: consumertest.NewNop(), logs: consumertest.NewNop(), traces: consumertest.NewNop()})
 	start(t, once)
 	shutdown(t, once)
 	shutdown(t, once)
@@ -198,7 +200,7 @@ func TestShutdownWithoutStartAndTwice(t *testing.T) {
 
 func TestOneInstanceServesThreeSignals(t *testing.T) {
 	factory := withSource(newSource())
-	nop := consumers{consumertest.NewNop(), consumertest.NewNop(), consumertest.NewNop()}
+	nop := consumers{metrics: consumertest.NewNop(), logs: consumertest.NewNop(), traces: consumertest.NewNop()}
 	first := create(t, factory, component.NewID(Type), nop)
 	if first[0] != first[1] || first[1] != first[2] {
 		t.Error("a signal has an instance of its own: a source can be read once only")
@@ -221,7 +223,7 @@ func TestAllThatWasQueuedIsDeliveredBeforeShutdownReturns(t *testing.T) {
 			var metrics consumertest.MetricsSink
 			var logs consumertest.LogsSink
 			var traces consumertest.TracesSink
-			components := create(t, withSource(s), component.NewID(Type), consumers{&metrics, &logs, &traces})
+			components := create(t, withSource(s), component.NewID(Type), consumers{metrics: &metrics, logs: &logs, traces: &traces})
 			if when == "after start" {
 				start(t, components)
 			}

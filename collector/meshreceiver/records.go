@@ -1,6 +1,9 @@
 package meshreceiver
 
 import (
+	"net/netip"
+	"sync"
+
 	"go.opentelemetry.io/collector/pdata/pcommon"
 	"go.opentelemetry.io/collector/pdata/plog"
 	"go.opentelemetry.io/collector/pdata/ptrace"
@@ -13,15 +16,98 @@ import (
 // scopeName is the instrumentation scope of everything that comes from here.
 const scopeName = "github.com/sidelight-mesh/sidelight/collector/meshreceiver"
 
-// attributes is an attribute.Sink.
-type attributes struct{ to pcommon.Map }
+// attributes is an attribute.Sink. It keeps texts that come again, which most do, so that pdata holds the same string in many records.
+type attributes struct {
+	to        pcommon.Map
+	arena     arena
+	addresses map[netip.Addr]string
+	prefixed  map[string]string // by what follows the prefix, which is always the same
+	// The two ends of a connection, which are asked for twice.
+	last [2]struct {
+		addr netip.Addr
+		text string
+	}
+	turn int
+}
 
-func (a attributes) String(name, value string)    { a.to.PutStr(name, value) }
-func (a attributes) Int(name string, value int64) { a.to.PutInt(name, value) }
-func (a attributes) Bool(name string, value bool) { a.to.PutBool(name, value) }
+// mostTexts bounds each of the texts that are kept: peers and cgroups come and go.
+const mostTexts = 4096
 
-// attributeHint is about how many attributes a connection has.
-const attributeHint = 32
+// sinks are kept from one batch to the next.
+var sinks = sync.Pool{New: func() any {
+	a := &attributes{addresses: make(map[netip.Addr]string), prefixed: make(map[string]string)}
+	for i := range a.last {
+		a.last[i].text = a.last[i].addr.String() // of the zero address
+	}
+	return a
+}}
+
+func (a *attributes) release() {
+	a.to, a.arena = pcommon.Map{}, arena{} // what is left of it would keep the batch
+	sinks.Put(a)
+}
+
+func (a *attributes) begin(to pcommon.Map, attributes int) {
+	a.to = to
+	a.arena.begin(to, attributes)
+}
+
+func (a *attributes) String(name, value string)    { a.arena.putStr(a.to, name, value) }
+func (a *attributes) Int(name string, value int64) { a.arena.putInt(a.to, name, value) }
+func (a *attributes) Bool(name string, value bool) { a.to.PutBool(name, value) }
+
+// Double implements attribute.Sink.
+func (a *attributes) Double(name string, value float64) { a.to.PutDouble(name, value) }
+
+func (a *attributes) Prefixed(name, prefix, value string) {
+	text, ok := a.prefixed[value]
+	if !ok {
+		text = prefix + value
+		remember(a.prefixed, value, text)
+	}
+	a.String(name, text)
+}
+
+func (a *attributes) Address(name string, addr netip.Addr) { a.String(name, a.address(addr)) }
+
+func (a *attributes) address(addr netip.Addr) string {
+	for i := range a.last {
+		if a.last[i].addr == addr {
+			return a.last[i].text
+		}
+	}
+	text, ok := a.addresses[addr]
+	if !ok {
+		text = addr.String()
+		remember(a.addresses, addr, text)
+	}
+	last := &a.last[a.turn%len(a.last)]
+	last.addr, last.text = addr, text
+	a.turn++
+	return text
+}
+
+func remember[K comparable](texts map[K]string, key K, text string) {
+	if len(texts) >= mostTexts {
+		clear(texts)
+	}
+	texts[key] = text
+}
+
+// attributesOf is about how many attributes a connection has, and seldom too few.
+func attributesOf(r *enrich.Record) int {
+	n := 27
+	if r.Event.Reason != connection.OK {
+		n++
+	}
+	if r.Identity.Local.ContainerID != "" {
+		n++
+	}
+	if r.Identity.Local.PodUID != "" {
+		n++
+	}
+	return n
+}
 
 // byWorkload finds or makes the scope of a workload's records: the workload is the resource.
 type byWorkload[S any] struct {
@@ -82,6 +168,8 @@ func newLogs(settings *Settings, batches [][]enrich.Record) plog.Logs {
 			return r.Resource(), scope
 		},
 	}
+	sink := sinks.Get().(*attributes)
+	defer sink.release()
 	eachRecord(batches, func(r *enrich.Record) {
 		e := &r.Event
 		trace := e.Trace()
@@ -98,9 +186,9 @@ func newLogs(settings *Settings, batches [][]enrich.Record) plog.Logs {
 		}
 		log.SetSeverityNumber(severity)
 		log.SetSeverityText(severity.String())
-		log.Attributes().EnsureCapacity(attributeHint)
-		log.Attributes().PutStr("log.record.uid", settings.Boot.UID(e.Key))
-		attribute.Connection(r, attributes{log.Attributes()})
+		sink.begin(log.Attributes(), attributesOf(r))
+		sink.String("log.record.uid", sink.arena.text(attribute.MostUID, func(buf []byte) []byte { return settings.Boot.AppendUID(buf, e.Key) }))
+		attribute.Connection(r, sink)
 	})
 	return logs
 }
@@ -117,8 +205,10 @@ func newTraces(settings *Settings, batches [][]enrich.Record) ptrace.Traces {
 			return r.Resource(), scope
 		},
 	}
+	sink := sinks.Get().(*attributes)
+	defer sink.release()
 	eachRecord(batches, func(r *enrich.Record) {
-		fillSpan(to.scope(r.Identity.Local).Spans().AppendEmpty(), r)
+		fillSpan(to.scope(r.Identity.Local).Spans().AppendEmpty(), r, sink)
 	})
 	return traces
 }
@@ -126,7 +216,7 @@ func newTraces(settings *Settings, batches [][]enrich.Record) ptrace.Traces {
 // sampled is the W3C trace flag.
 const sampled = 1
 
-func fillSpan(span ptrace.Span, r *enrich.Record) {
+func fillSpan(span ptrace.Span, r *enrich.Record, sink *attributes) {
 	e := &r.Event
 	trace := e.Trace()
 	span.SetTraceID(pcommon.TraceID(trace.ID))
@@ -150,8 +240,9 @@ func fillSpan(span ptrace.Span, r *enrich.Record) {
 		span.Status().SetCode(ptrace.StatusCodeError)
 		span.Status().SetMessage(e.Reason.String())
 	}
-	span.Attributes().EnsureCapacity(attributeHint)
-	attribute.Connection(r, attributes{span.Attributes()})
+	sink.begin(span.Attributes(), attributesOf(r)-1) // no log.record.uid
+	attribute.Connection(r, sink)
+	span.Events().EnsureCapacity(3)
 	event := func(kind connection.Kind, at uint64) {
 		if at != 0 {
 			e := span.Events().AppendEmpty()

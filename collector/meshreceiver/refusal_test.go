@@ -3,6 +3,7 @@ package meshreceiver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -218,9 +219,9 @@ func TestWhatGatheredGoesOnInParts(t *testing.T) {
 		p := &picky{refuse: func(string) error { return nil }}
 		s := newSource()
 		for i := range 5 {
-			s.give(i*3000, 3000)
+			s.give(i*400, 400)
 		}
-		s.give(15000, 10000)
+		s.give(2000, 1500)
 		components := create(t, withSource(s), component.NewID(Type), consumers{logs: p, traces: p})
 		start(t, components)
 		synctest.Wait()
@@ -228,7 +229,7 @@ func TestWhatGatheredGoesOnInParts(t *testing.T) {
 		for _, logs := range p.logs {
 			parts = append(parts, logs.LogRecordCount())
 		}
-		if !slices.Equal(parts, []int{6000, 6000, 3000, 10000}) || !slices.Equal(collectedLogs(p.logs), uids(25000)) {
+		if !slices.Equal(parts, []int{800, 800, 400, 1500}) || !slices.Equal(collectedLogs(p.logs), uids(3500)) {
 			t.Errorf("parts %v", parts)
 		}
 		shutdown(t, components)
@@ -280,5 +281,39 @@ func TestLastReportIsTriedUntilItIsTaken(t *testing.T) {
 		if tries != 4 || taken != 1 || Dropped.DataPoints.Load() != before {
 			t.Errorf("%d tries, %d reports, %d data points dropped; want 4, 1, none", tries, taken, Dropped.DataPoints.Load()-before)
 		}
+	})
+}
+
+// TestFewRecordsWaitForMore, many do not, and none when there will be no more.
+func TestFewRecordsWaitForMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const interval = 200 * time.Millisecond
+		p := &picky{refuse: func(string) error { return nil }}
+		s := newSource()
+		components := create(t, withSource(s), component.NewID(Type), consumers{logs: p, batchInterval: interval})
+		began := time.Now()
+		start(t, components)
+		next := 0
+		for _, step := range []struct {
+			after time.Duration
+			give  int
+		}{{0, 3}, {10, 2}, {100, 4}, {150, enough - 1}, {10, 1}, {1000, 5}, {50, 6}} {
+			time.Sleep(step.after * time.Millisecond)
+			s.give(next, step.give)
+			next += step.give
+			synctest.Wait()
+		}
+		s.logs.Close()
+		synctest.Wait()
+		var got []string
+		for i, at := range p.tries["logs"] {
+			got = append(got, fmt.Sprintf("%v: %d", at.Sub(began), p.logs[i].LogRecordCount()))
+		}
+		// The first at once; then what came in 200 ms; then many; then the first after a while; and what is left at the end.
+		want := []string{"0s: 3", "200ms: 6", "270ms: 512", "1.27s: 5", "1.32s: 6"}
+		if !slices.Equal(got, want) || !slices.Equal(collectedLogs(p.logs), uids(next)) {
+			t.Errorf("%v, want %v", got, want)
+		}
+		shutdown(t, components)
 	})
 }

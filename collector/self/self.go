@@ -53,6 +53,10 @@ func gauge(name, prometheus, unit, description string, attributes ...string) *Me
 	return define(Metric{Name: name, Prometheus: prometheus, Unit: unit, Description: description, Attributes: attributes})
 }
 
+func ratio(name, prometheus, description string, attributes ...string) *Metric {
+	return define(Metric{Name: name, Prometheus: prometheus, Double: true, Unit: "1", Description: description, Attributes: attributes})
+}
+
 // The metrics, in the order of the table.
 var (
 	Dropped = counter("sidelight.dropped", "sidelight_dropped_total", "{item}",
@@ -87,14 +91,43 @@ var (
 		"What OTLP backends took and kept: log records, spans, data points.", "signal")
 	Queued = gauge("sidelight.self.export.queue", "sidelight_self_export_queue", "{item}",
 		"What waits for OTLP backends.", "signal")
+	RecordsOut = counter("sidelight.self.records.sampled_out", "sidelight_self_records_sampled_out_total", "{record}",
+		"Connections that ended without a log record or a span, because of the overhead budget; what they add up to is in the sums.", "signal")
+	BudgetRung = gauge("sidelight.budget.rung", "sidelight_budget_rung", "",
+		"The rung of the overhead budget's ladder: 0 full, 1 spans off, 2 log sampling, 3 close events only, 4 counters only.")
+	BudgetProbability = ratio("sidelight.budget.sampling.probability", "sidelight_budget_sampling_probability",
+		"With which probability a connection that neither failed nor was slow has a log line.")
+	BudgetSteps = counter("sidelight.budget.steps", "sidelight_budget_steps_total", "{step}",
+		"Steps on the ladder of the overhead budget.", "direction")
+	BudgetCPU = ratio("sidelight.budget.cpu.ratio", "sidelight_budget_cpu_ratio",
+		"What the agent takes of all CPUs of the node, by itself (agent) and in its kernel programs (programs), at the last measurement.", "component")
+	BudgetCPULimit = ratio("sidelight.budget.cpu.limit.ratio", "sidelight_budget_cpu_limit_ratio",
+		"What it may take.")
+	BudgetMemory = gauge("sidelight.budget.memory", "sidelight_budget_memory_bytes", "By",
+		"Resident memory of the agent, at the last measurement.")
+	BudgetMemoryLimit = gauge("sidelight.budget.memory.limit", "sidelight_budget_memory_limit_bytes", "By",
+		"What it may take.")
 	Ring = gauge("sidelight.bpf.ring", "sidelight_bpf_ring_bytes", "By",
 		"Size of the event ring.")
 	Pending = gauge("sidelight.bpf.ring.pending", "sidelight_bpf_ring_pending_bytes", "By",
 		"What waits in the event ring to be read.")
 	Runs = counter("sidelight.bpf.program.runs", "sidelight_bpf_program_runs_total", "{run}",
-		"Runs of a program, counted while kernel.bpf_stats_enabled is set.", "program")
+		"Runs of a program, counted while the kernel measures: while kernel.bpf_stats_enabled is set, and a hundredth of the time for the budget.", "program")
 	RunTime = define(Metric{
 		Name: "sidelight.bpf.program", Prometheus: "sidelight_bpf_program_seconds_total", Counter: true, Double: true, Unit: "s",
-		Description: "Time in a program, measured while kernel.bpf_stats_enabled is set.", Attributes: []string{"program"},
+		Description: "Time in a program, measured as its runs are counted.", Attributes: []string{"program"},
 	})
 )
+
+// BudgetStep is a step on the ladder of the overhead budget, for the log.
+type BudgetStep struct {
+	At          time.Time
+	From, To    string // rungs
+	Rung        int64  // the number of To
+	Probability float64
+	Cause       string
+	Down        bool
+
+	CPU, CPULimit       float64 // of all CPUs
+	Memory, MemoryLimit int64   // bytes
+}

@@ -34,6 +34,8 @@ type auditWay struct {
 	Written uint64 `json:"written"`
 	Waiting uint64 `json:"waiting"`
 	Dropped uint64 `json:"dropped"`
+	// SampledOut were left out by the overhead budget.
+	SampledOut uint64 `json:"sampled_out,omitempty"`
 	// Unused are records of a signal that no pipeline wants.
 	Unused      uint64 `json:"unused,omitempty"`
 	Unaccounted uint64 `json:"unaccounted"`
@@ -42,7 +44,7 @@ type auditWay struct {
 // newWay holds a way against the number of close events that went there. They were counted before the rest was read, and the rest in the
 // order of the way: so what moves meanwhile is there twice rather than missing.
 func newWay(closes uint64, w auditWay) *auditWay {
-	if have := w.Written + w.Waiting + w.Dropped + w.Unused; closes > have {
+	if have := w.Written + w.Waiting + w.Dropped + w.SampledOut + w.Unused; closes > have {
 		w.Unaccounted = closes - have
 	}
 	return &w
@@ -123,12 +125,13 @@ func printAudit(out io.Writer, r *auditReport) {
 	fmt.Fprintf(out, "end only      %d for want of storage\n", k.StorageFailed[client]+k.StorageFailed[server])
 	fmt.Fprintf(out, "not followed  %d that began before and were not adopted\n", k.AdoptFailed+k.UntrackedClosed)
 	if l := r.AccessLog; l != nil {
-		fmt.Fprintf(out, "access log    %d logged = %d lines + %d dropped + %d waiting\n", l.Written+l.Dropped+l.Waiting, l.Written, l.Dropped, l.Waiting)
+		fmt.Fprintf(out, "access log    %d ended = %d lines + %d dropped + %d waiting + %d sampled out\n",
+			l.Written+l.Dropped+l.Waiting+l.SampledOut, l.Written, l.Dropped, l.Waiting, l.SampledOut)
 	}
 	for _, signal := range []string{"logs", "traces", "metrics"} {
 		if w := r.Receiver[signal]; w != nil {
-			fmt.Fprintf(out, "%-13s %d logged = %d handed to the pipeline + %d dropped + %d waiting\n", signal,
-				w.Written+w.Dropped+w.Waiting, w.Written, w.Dropped, w.Waiting)
+			fmt.Fprintf(out, "%-13s %d ended = %d handed to the pipeline + %d dropped + %d waiting + %d sampled out\n", signal,
+				w.Written+w.Dropped+w.Waiting+w.SampledOut, w.Written, w.Dropped, w.Waiting, w.SampledOut)
 		}
 		if s, ok := r.Export[signal]; ok {
 			earlier := ""
@@ -155,6 +158,13 @@ func (n *node) serveAudit(w http.ResponseWriter, request *http.Request) {
 
 // report is the audit with the ways out of the agent. Safe for concurrent use while run runs.
 func (n *node) report(ctx context.Context) (*auditReport, error) {
+	ctx, span := n.tracing.Start(ctx, spanAudit)
+	r, err := n.reportOf(ctx)
+	meshreceiver.End(span, err)
+	return r, err
+}
+
+func (n *node) reportOf(ctx context.Context) (*auditReport, error) {
 	// Before the ring is drained: what was decoded by now has been handed to the sinks when it is.
 	closes := n.stats.Decoded[connection.Close].Load()
 	a, err := n.audit(ctx)
@@ -164,7 +174,9 @@ func (n *node) report(ctx context.Context) (*auditReport, error) {
 	r := &auditReport{Account: a}
 	if n.log != nil {
 		waiting := uint64(n.log.Waiting())
-		r.AccessLog = newWay(closes, auditWay{Waiting: waiting, Written: n.log.Lines(), Dropped: n.log.Dropped()})
+		r.AccessLog = newWay(closes, auditWay{
+			Waiting: waiting, Written: n.log.Lines(), Dropped: n.log.Dropped(), SampledOut: n.gate.LogsOut(),
+		})
 		r.Unaccounted += r.AccessLog.Unaccounted
 	}
 	if n.collector == nil {
@@ -174,18 +186,23 @@ func (n *node) report(ctx context.Context) (*auditReport, error) {
 	r.Receiver = map[string]*auditWay{
 		"logs": newWay(closes, auditWay{
 			Waiting: logs, Written: meshreceiver.HandedOn.Logs.Load(), Unused: meshreceiver.Unused.Logs.Load(),
-			Dropped: meshreceiver.Dropped.Logs.Load() + n.records.logs.Dropped(),
+			Dropped: meshreceiver.Dropped.Logs.Load() + n.records.logs.Dropped(), SampledOut: n.gate.LogsOut(),
 		}),
 		"traces": newWay(closes, auditWay{
 			Waiting: spans, Written: meshreceiver.HandedOn.Spans.Load(), Unused: meshreceiver.Unused.Spans.Load(),
-			Dropped: meshreceiver.Dropped.Spans.Load() + n.records.traces.Dropped(),
+			Dropped: meshreceiver.Dropped.Spans.Load() + n.records.traces.Dropped(), SampledOut: n.gate.SpansOut(),
 		}),
 	}
+	steps := meshreceiver.Steps.Load()
 	r.Export = n.collector.Stats()
 	for signal, w := range r.Receiver {
 		// What the receiver handed on before is what the exporters took, unless there are processors that keep, drop or divide.
-		if taken := uint64(r.Export[signal].Taken); n.builtIn && w.Written > taken {
-			w.Unaccounted += w.Written - taken
+		written := w.Written
+		if signal == "logs" {
+			written += steps
+		}
+		if taken := uint64(r.Export[signal].Taken); n.builtIn && written > taken {
+			w.Unaccounted += written - taken
 		}
 		r.Unaccounted += w.Unaccounted
 	}

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -63,11 +64,17 @@ service:
 	return b
 }
 
-// writeConfig writes a configuration with a state directory of the test's own.
+// noBudget is for tests that count every line and span, whatever it costs.
+const noBudget = "budget: {cpu: off, memory: off}"
+
+// writeConfig writes a configuration with a state directory of the test's own, and without a budget unless it is given one.
 func writeConfig(t *testing.T, more ...string) string {
 	t.Helper()
 	dir := t.TempDir()
 	file := filepath.Join(dir, "sidelight.yaml")
+	if !slices.ContainsFunc(more, func(line string) bool { return strings.HasPrefix(line, "budget:") }) {
+		more = append(more, noBudget)
+	}
 	text := fmt.Sprintf("state_directory: %s\nreport_interval: 200ms\n%s\n", filepath.Join(dir, "state"), strings.Join(more, "\n"))
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"github.com/sidelight-mesh/sidelight/agent/account"
 	"github.com/sidelight-mesh/sidelight/agent/config"
@@ -22,6 +24,10 @@ type kernelSide struct {
 	enricher *enrich.Enricher
 	stats    event.Stats
 	reader   *event.Reader
+
+	// waiting is how many want to see all that the kernel has told so far.
+	waiting atomic.Int32
+	summed  time.Time // when sums of lost events were read last; of the reader's goroutine
 }
 
 // check says whether this process may attach there.
@@ -42,8 +48,12 @@ func (k *kernelSide) load(c *config.Config) (err error) {
 	if k.enricher, err = enrich.New(k.cgroup.Mount, enrich.NewPeers(peerGroups(c.PeerGroups))); err != nil {
 		return err
 	}
-	k.reader, err = event.NewReader(k.datapath.Ring(), c.DrainInterval, &k.stats)
-	return err
+	if k.reader, err = event.NewReader(k.datapath.Ring(), c.DrainInterval, &k.stats); err != nil {
+		return err
+	}
+	// Between two reports there may be a sweep to make, by whoever is told that the ring is empty.
+	k.reader.Asleep, k.reader.MostAsleep = k.datapath.ReaderAsleep, c.ReportInterval
+	return nil
 }
 
 func (k *kernelSide) attach(logger *slog.Logger) error {
@@ -54,6 +64,27 @@ func (k *kernelSide) attach(logger *slog.Logger) error {
 		logger.Warn("some of what was there before is not followed", "error", err)
 	}
 	return nil
+}
+
+// drain returns when everything that the kernel had told by the time of the call was handled, sums of what it did not send too. Safe for
+// concurrent use.
+func (k *kernelSide) drain(ctx context.Context) error {
+	k.waiting.Add(1)
+	defer k.waiting.Add(-1)
+	return k.reader.Drain(ctx)
+}
+
+// sumInterval is how often sums of lost events are read while nobody waits for them: a look at them costs more than one at the ring, and
+// there can be as many as edges.
+const sumInterval = time.Second
+
+// losses reads them, if it is time or somebody waits.
+func (k *kernelSide) losses() ([]connection.Loss, error) {
+	if now := time.Now(); k.waiting.Load() > 0 || now.Sub(k.summed) >= sumInterval {
+		k.summed = now
+		return k.datapath.Losses()
+	}
+	return nil, nil
 }
 
 // sweep decodes what the kernel tells of live sockets.
@@ -76,7 +107,7 @@ func (k *kernelSide) audit(ctx context.Context, followed int64) (account.Account
 	if err != nil {
 		return account.Account{}, err
 	}
-	if err := k.reader.Drain(ctx); err != nil {
+	if err := k.drain(ctx); err != nil {
 		return account.Account{}, err
 	}
 	after, err := k.datapath.Account()

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -193,17 +194,39 @@ func startAgent(t *testing.T, cgroup string, args ...string) *agent {
 // startAgentIn does so with more in the environment.
 func startAgentIn(t *testing.T, cgroup string, env []string, args ...string) *agent {
 	t.Helper()
+	a := newAgent(t)
+	a.cmd = exec.Command(program, append([]string{
+		"run", "--cgroup", cgroup, "--access-log", a.Access, "--metrics-address", "127.0.0.1:0",
+	}, withoutBudget(t, args)...)...)
+	a.cmd.Env = append(os.Environ(), env...)
+	a.start()
+	return a
+}
+
+// withoutBudget adds a configuration without a budget, if there is none.
+func withoutBudget(t *testing.T, args []string) []string {
+	if slices.Contains(args, "--config") {
+		return args
+	}
+	file := filepath.Join(t.TempDir(), "sidelight.yaml")
+	writeFile(t, file, noBudget)
+	return append(args, "--config", file)
+}
+
+func newAgent(t *testing.T) *agent {
 	dir := t.TempDir()
-	a := &agent{t: t, log: filepath.Join(dir, "agent.log"), Access: filepath.Join(dir, "access.log")}
+	return &agent{t: t, log: filepath.Join(dir, "agent.log"), Access: filepath.Join(dir, "access.log")}
+}
+
+// start starts the command and waits until it is attached.
+func (a *agent) start() {
+	a.t.Helper()
+	t := a.t
 	logFile, err := os.Create(a.log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer logFile.Close()
-	a.cmd = exec.Command(program, append([]string{
-		"run", "--cgroup", cgroup, "--access-log", a.Access, "--metrics-address", "127.0.0.1:0",
-	}, args...)...)
-	a.cmd.Env = append(os.Environ(), env...)
 	a.cmd.Stderr = logFile
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := a.cmd.Start(); err != nil {
@@ -240,7 +263,6 @@ func startAgentIn(t *testing.T, cgroup string, env []string, args ...string) *ag
 		}
 		return nil
 	})
-	return a
 }
 
 // stop ends the agent as an operator would, which flushes everything.

@@ -71,6 +71,7 @@ func (n *node) readSelf() self.Reading {
 	v.add(self.EdgesFolded, edges.Folded)
 	v.add(self.EdgesEvicted, edges.Evicted)
 	v.add(self.Edges, uint64(edges.Edges))
+	v.addBudget(n)
 	ctx, cancel := context.WithTimeout(context.Background(), auditTime)
 	defer cancel()
 	r, err := n.report(ctx)
@@ -84,6 +85,10 @@ func (n *node) readSelf() self.Reading {
 	if n.log != nil {
 		v.add(self.Lines, r.AccessLog.Written)
 		v.add(self.Dropped, r.AccessLog.Dropped, "access_log", "log")
+	}
+	if n.gate != nil {
+		v.add(self.RecordsOut, n.gate.LogsOut(), "logs")
+		v.add(self.RecordsOut, n.gate.SpansOut(), "traces")
 	}
 	if n.collector == nil {
 		return v.Reading

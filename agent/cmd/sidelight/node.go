@@ -25,6 +25,8 @@ type node struct {
 	config  config.Config
 	logger  *slog.Logger
 	started time.Time
+	budget  *budgetSide
+	tracing *meshreceiver.Tracing
 
 	boot     attribute.Boot
 	pipeline *pipeline.Pipeline
@@ -38,7 +40,7 @@ func (e inputError) Unwrap() error { return e.error }
 
 // newNode checks everything that can be checked and takes what it needs, attaching nothing. Every error is an inputError.
 func newNode(ctx context.Context, c config.Config, options collectorOptions, logger *slog.Logger) (*node, error) {
-	n := &node{config: c, logger: logger, started: time.Now()}
+	n := &node{config: c, logger: logger, started: time.Now(), budget: newBudgetSide(&c), tracing: new(meshreceiver.Tracing)}
 	if err := n.prepare(ctx, options); err != nil {
 		n.release()
 		return nil, inputError{err}
@@ -63,7 +65,7 @@ func (n *node) prepare(ctx context.Context, options collectorOptions) error {
 	}
 	host, _ := os.Hostname() // without a name the attribute is left out
 	if err := n.prepareCollector(ctx, &n.config, options, n.logger, meshreceiver.Settings{
-		Clock: event.MeasureClock, Boot: n.boot, HostName: host, Self: n.readSelf,
+		Clock: event.MeasureClock, Boot: n.boot, HostName: host, Self: n.readSelf, Steps: n.budget.steps, Tracing: n.tracing,
 	}, n.snapshot); err != nil {
 		return err
 	}
@@ -72,9 +74,9 @@ func (n *node) prepare(ctx context.Context, options collectorOptions) error {
 	}
 	n.pipeline = pipeline.New(pipeline.Options{
 		Limit: n.config.MaxConnections, Clock: event.MeasureClock, Identify: n.enricher.Identify,
-		Sinks: []pipeline.Sink{n.edges}, Finished: n.finished(),
-		Losses: n.datapath.Losses, LossSinks: []pipeline.LossSink{n.edges},
-		Sweep: n.sweep, SweepInterval: n.config.ReportInterval,
+		Sinks: []pipeline.Sink{n.edges}, Finished: n.finished(n.config.Budget.Slow),
+		Losses: n.losses, LossSinks: []pipeline.LossSink{n.edges},
+		Sweep: n.tracedSweep, SweepInterval: n.config.ReportInterval,
 	})
 	return nil
 }
@@ -84,7 +86,7 @@ func (n *node) prepare(ctx context.Context, options collectorOptions) error {
 func (n *node) snapshot() edge.Snapshot {
 	ctx, cancel := context.WithTimeout(context.Background(), auditTime)
 	defer cancel()
-	if err := n.reader.Drain(ctx); err != nil {
+	if err := n.drain(ctx); err != nil {
 		n.logger.Debug("the ring was not drained for a report", "error", err)
 	}
 	return n.edges.Snapshot()
@@ -99,11 +101,15 @@ func (n *node) run(ctx context.Context, attached func()) error {
 		return err
 	}
 	if n.collector != nil {
-		if err := n.collector.Start(ctx); err != nil {
+		staged("collector", func() { err = n.collector.Start(ctx) })()
+		if err != nil {
 			return inputError{err}
 		}
 	}
-	if err := n.attach(n.logger); err != nil {
+	_, span := n.tracing.Start(ctx, spanAttach)
+	err = n.attach(n.logger)
+	meshreceiver.End(span, err)
+	if err != nil {
 		return errors.Join(err, n.stopCollector())
 	}
 	n.logger.Info("attached", "cgroup", n.cgroup.Dir, "metrics", n.server.Address())
@@ -111,22 +117,28 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	defer stopReading()
 	var reading, writing sync.WaitGroup
 	failed := make(chan error, 2)
-	reading.Go(func() {
+	reading.Go(staged("read", func() {
 		if err := n.reader.Run(readCtx, n.pipeline); err != nil {
 			failed <- err
 		}
-	})
+	}))
 	if n.log != nil {
-		writing.Go(n.log.Run)
+		writing.Go(staged("access_log", n.log.Run))
 	}
-	writing.Go(func() { n.serve(metrics, failed) })
+	writing.Go(staged("http", func() { n.serve(metrics, failed) }))
+	budgetCtx, stopBudget := context.WithCancel(readCtx)
+	defer stopBudget()
+	n.keepBudget(budgetCtx)
 	n.server.SetReady(true)
 	if attached != nil {
 		attached()
 	}
 	err = n.wait(ctx, failed)
 	n.server.SetReady(false)
+	stopBudget()
+	n.budget.tasks.Wait()
 	err = errors.Join(err, n.datapath.Detach())
+	n.waiting.Add(1) // what the kernel says last is to be in the sums
 	stopReading()
 	reading.Wait()
 	if n.log != nil {

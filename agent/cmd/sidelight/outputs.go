@@ -11,6 +11,7 @@ import (
 
 	"go.opentelemetry.io/collector/exporter"
 
+	"github.com/sidelight-mesh/sidelight/agent/budget"
 	"github.com/sidelight-mesh/sidelight/agent/config"
 	"github.com/sidelight-mesh/sidelight/agent/pipeline"
 	"github.com/sidelight-mesh/sidelight/collector/accesslog"
@@ -33,6 +34,7 @@ type outputs struct {
 	edges     *edge.Table
 	log       *accesslog.Log // nil if off
 	records   records
+	gate      *budget.Gate        // before the log and the records; nil without either
 	collector *embedded.Collector // nil without
 	// builtIn says that the collector's configuration is ours: nothing is between the receiver and the exporters that keeps data.
 	builtIn bool
@@ -131,16 +133,21 @@ func (o *outputs) prepareCollector(
 	return nil
 }
 
-// finished are what a pipeline hands the records of connections to that ended.
-func (o *outputs) finished() []pipeline.Sink {
-	var sinks []pipeline.Sink
+// finished are what a pipeline hands the records of connections to that ended: a gate, if there is anything behind it.
+func (o *outputs) finished(slow time.Duration) []pipeline.Sink {
+	var logs, spans []budget.Sink
 	if o.log != nil {
-		sinks = append(sinks, o.log)
+		logs = append(logs, o.log)
 	}
 	if o.collector != nil {
-		sinks = append(sinks, o.records.logs, o.records.traces)
+		logs = append(logs, o.records.logs)
+		spans = append(spans, o.records.traces)
 	}
-	return sinks
+	if logs == nil {
+		return nil
+	}
+	o.gate = budget.NewGate(budget.Sampler{Slow: slow}, logs, spans)
+	return []pipeline.Sink{o.gate}
 }
 
 // stopCollector lets the receiver take what is queued until the context ends, and the exporters send it while they make progress.

@@ -91,6 +91,8 @@ func runPeer(role string) error {
 		return runServer()
 	case callerRole:
 		return runCaller()
+	case nodeRole:
+		return runNode()
 	}
 	if role == "holder" {
 		return runHolder()

@@ -176,7 +176,7 @@ func TestReadmeFlags(t *testing.T) {
 // TestReadmeConfiguration loads README's configuration file, which has to say every default as it is.
 func TestReadmeConfiguration(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "readme.yaml")
-	if err := os.WriteFile(file, []byte(fenced(t, "yaml")[0]), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(fenced(t, "yaml")[1]), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	got := config.Config{}

@@ -108,8 +108,8 @@ func TestRejected(t *testing.T) {
 	rejected := b.requests.Load()
 	out := runIn(t, ".", program, "audit", "--metrics-address", a.Address)
 	for _, want := range []string{
-		fmt.Sprintf("access log    %[1]d logged = %[1]d lines + 0 dropped + 0 waiting\n", 4*count),
-		fmt.Sprintf("logs          %[1]d logged = %[1]d handed to the pipeline + 0 dropped + 0 waiting\n", 4*count),
+		fmt.Sprintf("access log    %[1]d ended = %[1]d lines + 0 dropped + 0 waiting + 0 sampled out\n", 4*count),
+		fmt.Sprintf("logs          %[1]d ended = %[1]d handed to the pipeline + 0 dropped + 0 waiting + 0 sampled out\n", 4*count),
 		fmt.Sprintf("logs          %d taken = %d exported + 0 queued + %d rejected\n", 4*count, 4*count-rejected, rejected),
 		fmt.Sprintf("traces        %[1]d taken = 0 exported + 0 queued + %[1]d rejected\n", 4*count),
 	} {

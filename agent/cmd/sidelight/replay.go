@@ -142,7 +142,7 @@ func (r *replayer) prepare(ctx context.Context, c *config.Config, file, metrics 
 		r.records.wait()
 	}
 	r.replay = recording.NewReplay(r.player, enrich.NewFacts(enrich.NewPeers(peerGroups(c.PeerGroups))), pipeline.Options{
-		Limit: c.MaxConnections, Sinks: []pipeline.Sink{r.edges}, Finished: r.finished(), LossSinks: []pipeline.LossSink{r.edges},
+		Limit: c.MaxConnections, Sinks: []pipeline.Sink{r.edges}, Finished: r.finished(c.Budget.Slow), LossSinks: []pipeline.LossSink{r.edges},
 	})
 	r.edges.Clock(func() time.Duration { return time.Duration(r.replay.Now().UnixNano()) })
 	return nil

@@ -94,11 +94,21 @@ func run(ctx context.Context, c config.Config) error {
 	}
 	logger := newLogger(level)
 	slog.SetDefault(logger)
+	limitMemory(&c)
 	n, err := newNode(ctx, c, collectorOptions{}, logger)
 	if err != nil {
 		return err
 	}
 	mountBPFFS(logger)
+	if c.Profiling.Pyroscope.URL != "" {
+		host, _ := os.Hostname() // without a name the tag is left out
+		stop, err := pushProfiles(&c.Profiling.Pyroscope, host, uploadInterval, logger)
+		if err != nil {
+			n.release()
+			return inputError{err}
+		}
+		defer stop()
+	}
 	if n.log != nil {
 		reopen := make(chan os.Signal, 1)
 		signal.Notify(reopen, syscall.SIGUSR1)

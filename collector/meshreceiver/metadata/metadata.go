@@ -27,6 +27,8 @@ type Table struct {
 	MetricAttributes   []MetricAttribute `yaml:"metric_attributes"`
 	Metrics            []Metric          `yaml:"metrics"`
 	SelfMetrics        []Metric          `yaml:"self_metrics"`
+	SelfEvents         []SelfEvent       `yaml:"self_events"`
+	SelfSpans          []SpanEvent       `yaml:"self_spans"`
 }
 
 // Status is the component's.
@@ -44,16 +46,24 @@ const (
 	ClientsOnly  = "clients only"
 	Reserved     = "reserved"
 	OverflowOnly = "overflow only"
+	WhileSampled = "while sampled"
 )
 
 // Attribute is one of a resource, a log record or a span.
 type Attribute struct {
 	Name        string   `yaml:"name"`
-	Type        string   `yaml:"type"` // string, int or bool
+	Type        string   `yaml:"type"` // string, int, bool or double
 	Requirement string   `yaml:"requirement"`
 	Signals     []string `yaml:"signals"`
 	Description string   `yaml:"description"`
 	Enum        []string `yaml:"enum"` // every value there is, when they are fixed
+}
+
+// SelfEvent is a log record that the agent writes of itself.
+type SelfEvent struct {
+	Name        string      `yaml:"name"`
+	Description string      `yaml:"description"`
+	Attributes  []Attribute `yaml:"attributes"`
 }
 
 // LineField is what an access log line says before its attributes.
@@ -148,7 +158,7 @@ func (t *Table) check() error {
 		}
 	}
 	attribute := func(section, name, kind, requirement string) {
-		if !slices.Contains([]string{"string", "int", "bool"}, kind) {
+		if !slices.Contains([]string{"string", "int", "bool", "double"}, kind) {
 			fault("%s: %s: unknown type %q", section, name, kind)
 		}
 		if t.Requirements[requirement] == "" {
@@ -166,6 +176,19 @@ func (t *Table) check() error {
 				}
 			}
 		}
+	}
+	events := entries("self_events")
+	for _, e := range t.SelfEvents {
+		events(e.Name, e.Description)
+		entry := entries(e.Name)
+		for _, a := range e.Attributes {
+			entry(a.Name, a.Description)
+			attribute(e.Name, a.Name, a.Type, a.Requirement)
+		}
+	}
+	own := entries("self_spans")
+	for _, s := range t.SelfSpans {
+		own(s.Name, s.Description)
 	}
 	entry := entries("log_line")
 	for _, f := range t.LogLine {

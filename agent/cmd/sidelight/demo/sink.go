@@ -2,6 +2,7 @@ package demo
 
 import (
 	"context"
+	"strings"
 	"sync"
 
 	"go.opentelemetry.io/collector/component"
@@ -12,6 +13,8 @@ import (
 	"go.opentelemetry.io/collector/pdata/plog"
 	"go.opentelemetry.io/collector/pdata/pmetric"
 	"go.opentelemetry.io/collector/pdata/ptrace"
+
+	"github.com/sidelight-mesh/sidelight/collector/attribute"
 )
 
 // Sink is the end of the pipeline: a collector exporter that keeps what came over OTLP. Safe for concurrent use.
@@ -29,6 +32,8 @@ type Received struct {
 	DataPoints int `json:"data_points"`
 
 	Lines    []Line          `json:"-"` // the newest, oldest first
+	OwnSpans []string        `json:"-"` // names of spans of the agent itself, which are in no count
+	Own      []Line          `json:"-"` // log records of the agent itself, which are in no count
 	Metrics  pmetric.Metrics `json:"-"` // the newest report
 	Previous pmetric.Metrics `json:"-"` // the one before it
 }
@@ -53,7 +58,8 @@ func (s *Sink) Received() Received {
 	defer s.mu.Unlock()
 	r := s.received
 	r.UniqueLogs = len(s.uids)
-	r.Lines = append([]Line(nil), r.Lines...)
+	r.Lines, r.Own = append([]Line(nil), r.Lines...), append([]Line(nil), r.Own...)
+	r.OwnSpans = append([]string(nil), r.OwnSpans...)
 	return r
 }
 
@@ -80,11 +86,17 @@ func (s *Sink) Factory() exporter.Factory {
 func (s *Sink) logs(_ context.Context, logs plog.Logs) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.received.Logs += logs.LogRecordCount()
 	for _, resource := range logs.ResourceLogs().All() {
 		workload, _ := resource.Resource().Attributes().Get("service.name")
 		for _, scope := range resource.ScopeLogs().All() {
 			for _, record := range scope.LogRecords().All() {
+				if record.EventName() != attribute.EventName {
+					s.received.Own = append(s.received.Own, Line{
+						Workload: workload.Str(), Attributes: record.Attributes().AsRaw(), At: record.Timestamp(),
+					})
+					continue
+				}
+				s.received.Logs++
 				uid, _ := record.Attributes().Get("log.record.uid")
 				s.uids[uid.Str()] = struct{}{}
 				s.received.Lines = append(s.received.Lines, Line{
@@ -102,7 +114,17 @@ func (s *Sink) logs(_ context.Context, logs plog.Logs) error {
 func (s *Sink) traces(_ context.Context, traces ptrace.Traces) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.received.Spans += traces.SpanCount()
+	for _, resource := range traces.ResourceSpans().All() {
+		for _, scope := range resource.ScopeSpans().All() {
+			if strings.HasSuffix(scope.Scope().Name(), "/meshreceiver") {
+				s.received.Spans += scope.Spans().Len()
+				continue
+			}
+			for _, span := range scope.Spans().All() {
+				s.received.OwnSpans = append(s.received.OwnSpans, span.Name())
+			}
+		}
+	}
 	return nil
 }
 

@@ -47,7 +47,7 @@ func steps(patience int) []step {
 			"TestConnections", "TestServerBeforeAgent", "TestAdoption", "TestAdoptionConnecting", "TestFirstBytes", "TestOutside", "TestSweep",
 			"TestLoss", "TestLossWithoutRoom", "TestAudit", "TestExport", "TestOTelConfig", "TestRotation", "TestEndpoints",
 			"TestDemo", "TestDemoInterrupted", "TestBPFFS", "TestRecord", "TestRecordBesideRun", "TestStopIsNotHeldUp", "TestEvents", "TestTruth", "TestTruthAttach",
-			"TestTruthBare", "TestBareListener", "TestConnect", "TestHalfClose", "TestTimeWait", "TestListen", "TestOwner", "TestCut", "TestUnreachable",
+			"TestTruthBare", "TestBareListener", "TestAsleep", "TestConnect", "TestHalfClose", "TestTimeWait", "TestListen", "TestOwner", "TestCut", "TestUnreachable",
 			"TestFastOpen", "TestMPTCP", "TestLongStream", "TestReasonOfOrderlyEnds",
 		}, env: []string{"SIDELIGHT_TEST_PATIENCE=" + strconv.Itoa(patience)}},
 	}

@@ -1,0 +1,142 @@
+package connection
+
+import (
+	"math/bits"
+	"math/rand/v2"
+)
+
+// follow is what is kept of one open connection: 32 bytes without a pointer, so that a million of them cost the garbage collector
+// nothing to look at.
+type follow struct {
+	key  Key
+	wire uint64 // in clients, if it is a client's
+	who  uint32 // where its identity is, above whoShift, and flags; 0 for a slot that is free
+	seen uint32 // the number of the sweep during or after which it was seen last
+}
+
+// Flags of follow.who.
+const (
+	whoClient     = 1
+	whoClientSeen = 2
+	whoShift      = 2
+)
+
+// follows is a hash table of them: open addressing, linear probing, no tombstones. One search finds a connection, or the place where it
+// goes; the slot is changed where it lies. A Go map would search three times in the life of a connection that is seen three times, and three times
+// more to write.
+type follows struct {
+	slots []follow // a power of two of them
+	used  int
+	seed  uint64
+}
+
+const fewestSlots = 64
+
+func newFollows() follows { return follows{slots: make([]follow, fewestSlots), seed: rand.Uint64()} }
+
+// hash spreads keys that a kernel chose: cookies count up, starts are times.
+func (f *follows) hash(k Key) int {
+	high, low := bits.Mul64(k.Cookie^f.seed, k.StartNS^0x9e3779b97f4a7c15)
+	return int((high ^ low) & uint64(len(f.slots)-1))
+}
+
+// find returns where a key is, or else where it would go.
+func (f *follows) find(k Key) (at int, found bool) {
+	mask := len(f.slots) - 1
+	for at = f.hash(k); f.slots[at].who != 0; at = (at + 1) & mask {
+		if f.slots[at].key == k {
+			return at, true
+		}
+	}
+	return at, false
+}
+
+// add puts in what find did not find, there or elsewhere.
+func (f *follows) add(at int, added follow) {
+	if f.used >= len(f.slots)/4*3 {
+		f.resize(2 * len(f.slots))
+		at, _ = f.find(added.key)
+	}
+	f.slots[at] = added
+	f.used++
+}
+
+// remove frees a slot, and moves up what was put behind it for want of its own place. A table that is nearly empty shrinks.
+func (f *follows) remove(at int) {
+	mask := len(f.slots) - 1
+	for next := (at + 1) & mask; f.slots[next].who != 0; next = (next + 1) & mask {
+		// It may move if its own place is not between the hole and where it is.
+		if home := f.hash(f.slots[next].key); (next-home)&mask >= (next-at)&mask {
+			f.slots[at] = f.slots[next]
+			at = next
+		}
+	}
+	f.slots[at] = follow{}
+	if f.used--; f.used < len(f.slots)/8 && len(f.slots) > fewestSlots {
+		f.resize(len(f.slots) / 2)
+	}
+}
+
+func (f *follows) resize(slots int) {
+	old := f.slots
+	f.slots = make([]follow, slots)
+	for i := range old {
+		if old[i].who != 0 {
+			at, _ := f.find(old[i].key)
+			f.slots[at] = old[i]
+		}
+	}
+}
+
+// identities keeps each identity once, and counts how many connections have it.
+type identities[I comparable] struct {
+	places map[I]uint32
+	kept   []kept[I] // the first is nobody's: 0 is no place
+	free   []uint32
+}
+
+type kept[I any] struct {
+	identity    I
+	connections int
+}
+
+// idleIdentities is how many may be kept that no connection has, beside as many as connections have: most come again, and to forget and
+// learn anew costs more.
+const idleIdentities = 1024
+
+func newIdentities[I comparable]() identities[I] {
+	return identities[I]{places: make(map[I]uint32), kept: make([]kept[I], 1)}
+}
+
+// take returns an identity's place, for one more connection. followed is how many connections there are.
+func (s *identities[I]) take(identity I, followed int) uint32 {
+	at, found := s.places[identity]
+	if !found {
+		if len(s.places) >= 2*followed+idleIdentities {
+			s.purge()
+		}
+		if last := len(s.free) - 1; last >= 0 {
+			at, s.free = s.free[last], s.free[:last]
+		} else {
+			at = uint32(len(s.kept))
+			s.kept = append(s.kept, kept[I]{})
+		}
+		s.kept[at].identity = identity
+		s.places[identity] = at
+	}
+	s.kept[at].connections++
+	return at
+}
+
+func (s *identities[I]) release(at uint32) { s.kept[at].connections-- }
+
+// purge forgets the identities that no connection has.
+func (s *identities[I]) purge() {
+	for identity, at := range s.places {
+		if s.kept[at].connections == 0 {
+			delete(s.places, identity)
+			s.kept[at] = kept[I]{}
+			s.free = append(s.free, at)
+		}
+	}
+}

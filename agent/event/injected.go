@@ -1,0 +1,6 @@
+//go:build !bench_alloc
+
+package event
+
+// injected is where a test of the gates puts a fault: see injected_bench.go.
+func injected() {}
