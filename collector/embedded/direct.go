@@ -21,7 +21,7 @@ import (
 
 const (
 	// directTimeout bounds how long the receiver, whose own queue fills up meanwhile, is held up when the backend stops answering.
-	directTimeout = 2 * time.Second
+	directTimeout = 5 * time.Second
 	// After an error the twin is left alone for this long, and longer the more often it fails.
 	firstRest = time.Second
 	mostRest  = time.Minute

@@ -194,7 +194,8 @@ func TestDirectRests(t *testing.T) {
 			}
 		}
 		s := time.Second
-		want := []time.Duration{0, s, 3 * s, (3 + 2 + 4) * s, 17 * s, 33 * s, 65 * s, 125 * s, 185 * s, 185*s + 100*time.Millisecond}
+		const hung = 3*time.Second + directTimeout
+		want := []time.Duration{0, s, 3 * s, hung + 4*s, hung + 12*s, hung + 28*s, hung + 60*s, hung + 120*s, hung + 180*s, hung + 180*s + s/10}
 		if fmt.Sprint(tries) != fmt.Sprint(want) {
 			t.Errorf("tries at %v, want %v", tries, want)
 		}

@@ -63,7 +63,8 @@ func TestTruth(t *testing.T) {
 		},
 	} {
 		t.Run(v.name, func(t *testing.T) {
-			if !v.alone {
+			// Agents beside each other would take a slow machine from those who connect: what they are to do within a second takes longer.
+			if !v.alone && !emulatedMachine() {
 				t.Parallel()
 			}
 			m := newMix(t, uint64(i), cmp.Or(v.count, truthCount))
@@ -282,6 +283,9 @@ func (m *mix) verifyKernel(kernel map[string]uint64, told ledger) {
 		t.Errorf("the kernel's TcpOutRsts is %d, the agent has %d", outRsts, ours)
 	}
 	for name, want := range m.kernel {
+		if failsOfServers(name) && kernel[name] > want {
+			continue
+		}
 		if kernel[name] != want {
 			t.Errorf("the kernel's %s is %d, want %d", name, kernel[name], want)
 		}
@@ -305,8 +309,15 @@ func (m *mix) verifyKernel(kernel map[string]uint64, told ledger) {
 		// tcp_set_state(): up at ESTABLISHED, down when it is left for anything but CLOSE_WAIT.
 		"TcpCurrEstab": 0,
 	} {
+		if failsOfServers(name) && int64(kernel[name]) > ours {
+			continue
+		}
 		if int64(kernel[name]) != ours {
 			t.Errorf("the kernel's %s is %d, the agent has %d", name, kernel[name], ours)
 		}
 	}
 }
+
+// failsOfServers says that a counter may be above what clients failed: a machine so slow that an answer takes longer than the timer of the SYN
+// sees it twice, and what a server begins for the second fails when it meets the reset of a client that has finished (tcp_check_req).
+func failsOfServers(counter string) bool { return emulatedMachine() && counter == "TcpAttemptFails" }
