@@ -42,10 +42,10 @@ type work struct {
 }
 
 var works = []work{
-	{name: "churn", kind: workload.Churn, conditions: []condition{bare, aa, metrics, logging, full}, units: 1000, rounds: 2, epochs: 75, quick: 10},
-	{name: "web", kind: workload.Web, conditions: []condition{bare, aa, metrics, logging, full}, units: 400, rounds: 2, epochs: 60},
-	{name: "keepalive", kind: workload.Keepalive, conditions: []condition{bare, aa, metrics, full}, units: 1000, open: 1, running: true, rounds: 12, epochs: 80, quick: 18},
-	{name: "bulk", kind: workload.Bulk, conditions: []condition{bare, aa, metrics, full}, units: 32, open: 1, running: true, rounds: 12, epochs: 80, quick: 18},
+	{name: "churn", kind: workload.Churn, conditions: []condition{bare, aa, metrics, logging, full}, units: 1000, rounds: 2, epochs: 50, quick: 10},
+	{name: "web", kind: workload.Web, conditions: []condition{bare, aa, metrics, logging, full}, units: 400, rounds: 2, epochs: 20},
+	{name: "keepalive", kind: workload.Keepalive, conditions: []condition{bare, aa, metrics, full}, units: 1000, open: 1, running: true, rounds: 12, epochs: 50, quick: 18},
+	{name: "bulk", kind: workload.Bulk, conditions: []condition{bare, aa, metrics, full}, units: 32, open: 1, running: true, rounds: 12, epochs: 50, quick: 18},
 	{
 		name: "fanout", kind: workload.Fanout, conditions: []condition{bare, aa, metrics, full}, units: 1200, open: 10_000,
 		pace: 10 * time.Millisecond, rounds: 3, epochs: 4, quick: 1, settings: map[string]any{"report_interval": "1s"},
