@@ -187,7 +187,7 @@ func (m *mix) drawOne(random *rand.Rand, ending int) {
 	}
 	family := random.IntN(3)
 	switch e.ending {
-	case "timeout":
+	case "timeout", clientAbandons: // ICMPv6 would come before either, or between a connect and its close, as the machine likes
 		family = 1 + random.IntN(2)
 	case "unreachable":
 		family = 0
