@@ -64,8 +64,8 @@ struct {
 } connections SEC(".maps");
 
 /*
- * Purpose: events to user space. Writer: mesh_sockops, mesh_state. Deleter: user space, by reading. Size: set at load; the default of 4 MiB holds
- * about 30,000 events, or 6,000 loopback connections that user space has not yet read, and it reads every 50 ms.
+ * Purpose: events to user space. Writer: mesh_sockops, mesh_state. Deleter: user space, by reading. Size: set at load; the default
+ * of 4 MiB holds about 30,000 events, or 6,000 loopback connections that user space has not yet read, and it reads every 50 ms.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -84,8 +84,8 @@ struct {
 } account SEC(".maps");
 
 /*
- * Purpose: sums of connections whose MESH_CLOSE found no room in the ring. Writer: mesh_sockops, mesh_state. Deleter: nobody: user space takes the
- * difference to what it read last, because a value that is deleted can still be added to by a program that holds it. Size: edges,
+ * Purpose: sums of connections whose MESH_CLOSE found no room in the ring, or was not asked for. Writer: mesh_sockops, mesh_state.
+ * Deleter: nobody: user space takes the difference to what it read last, because a value that is deleted can still be added to by a program that holds it. Size: edges,
  * by peer address, that lose events in the life of the agent; what comes later goes to lost_totals.
  */
 struct {

@@ -16,7 +16,10 @@ static __always_inline __u64 emit_flags(void)
 	return bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= wakeup_bytes ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
 }
 
-/* Bits of enum mesh_kind that are not to be sent; written by user space only, also while programs run. What they would have told comes with a later event, the sweep, or as sums. */
+/*
+ * Bits of enum mesh_kind that are not to be sent; written by user space only, also while programs run. What they would have told
+ * comes with a later event, the sweep, or as sums.
+ */
 volatile __u32 silent;
 
 /*
