@@ -7,16 +7,17 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/sidelight-mesh/sidelight/agent/datapath"
+	"github.com/sidelight-mesh/sidelight/agent/lab"
 )
 
 // priority (nice) of what is measured: above what else this machine does.
@@ -40,25 +41,25 @@ type place struct {
 // newPlace makes a place; the caller closes it, whatever it returned.
 func newPlace() (*place, error) {
 	p := &place{ns: netns.None()}
-	root, err := unifiedRoot()
+	root, err := datapath.OpenCgroup("")
 	if err != nil {
 		return p, err
 	}
 	if os.Geteuid() != 0 {
 		return p, errors.New("cgroups and network namespaces cannot be made: run as root")
 	}
-	removeLeftovers(root)
+	removeLeftovers(root.Dir)
 	name := placePrefix + strconv.Itoa(os.Getpid()) + "-*"
-	if p.cgroup, err = os.MkdirTemp(root, name); err != nil {
+	if p.cgroup, err = os.MkdirTemp(root.Dir, name); err != nil {
 		return p, fmt.Errorf("make cgroup: %w", err)
 	}
 	if p.directory, err = os.MkdirTemp("", name); err != nil {
 		return p, err
 	}
-	err = onThread(func() (err error) {
-		if p.ns, err = netns.New(); err != nil {
-			return fmt.Errorf("make network namespace: %w", err)
-		}
+	if p.ns, err = lab.NewNamespace(); err != nil {
+		return p, err
+	}
+	err = p.inside(func() error {
 		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
 			return fmt.Errorf("open netlink: %w", err)
@@ -129,14 +130,7 @@ func (p *place) startAndRead(cmd *exec.Cmd, cgroup string) (string, error) {
 }
 
 // inside runs f in the run's network namespace.
-func (p *place) inside(f func() error) error {
-	return onThread(func() error {
-		if err := netns.Set(p.ns); err != nil {
-			return fmt.Errorf("enter network namespace: %w", err)
-		}
-		return f()
-	})
-}
+func (p *place) inside(f func() error) error { return lab.In(p.ns, f) }
 
 // end kills a process that was started here.
 func (p *place) end(cmd *exec.Cmd) {
@@ -155,7 +149,7 @@ func (p *place) clear() error {
 	}
 	var errs []error
 	for i := len(p.cgroups) - 1; i >= 0; i-- {
-		errs = append(errs, removeCgroup(p.cgroups[i]))
+		errs = append(errs, lab.RemoveCgroup(p.cgroups[i]))
 	}
 	p.processes, p.cgroups = nil, nil
 	return errors.Join(errs...)
@@ -171,7 +165,7 @@ func (p *place) close() error {
 		err = errors.Join(err, os.RemoveAll(p.directory))
 	}
 	if p.cgroup != "" {
-		err = errors.Join(err, removeCgroup(p.cgroup))
+		err = errors.Join(err, lab.RemoveCgroup(p.cgroup))
 	}
 	return err
 }
@@ -196,52 +190,4 @@ func removeLeftovers(root string) {
 			}
 		}
 	}
-}
-
-// removeCgroup removes an empty cgroup. It waits out the moment between the end of a process and the kernel's notice of it.
-func removeCgroup(dir string) error {
-	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		err := os.Remove(dir)
-		if err == nil || errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
-			return fmt.Errorf("remove cgroup: %w", err)
-		}
-	}
-}
-
-// unifiedRoot returns where cgroup2 is mounted.
-func unifiedRoot() (string, error) {
-	mounts, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return "", err
-	}
-	defer mounts.Close()
-	lines := bufio.NewScanner(mounts)
-	for lines.Scan() {
-		before, after, _ := strings.Cut(lines.Text(), " - ")
-		if fields := strings.Fields(before); strings.HasPrefix(after, "cgroup2 ") && len(fields) > 4 {
-			return fields[4], nil
-		}
-	}
-	return "", errors.Join(lines.Err(), errors.New("cgroup2 is not mounted: mount -t cgroup2 none DIR"))
-}
-
-// onThread runs f on a thread that comes back to its network namespace afterwards.
-func onThread(f func() error) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	home, err := netns.Get()
-	if err != nil {
-		return err
-	}
-	defer home.Close()
-	err = f()
-	if back := netns.Set(home); back != nil {
-		// Without its unlock the runtime throws this thread away together with the goroutine.
-		runtime.LockOSThread()
-		return errors.Join(err, back)
-	}
-	return err
 }

@@ -11,7 +11,7 @@ import (
 
 	"github.com/vishvananda/netns"
 
-	"github.com/sidelight-mesh/sidelight/agent/cmd/sidelight/lab"
+	"github.com/sidelight-mesh/sidelight/agent/lab"
 )
 
 // TestAdoption starts the agent when connections are open: it counts them as open, by role, and sees what they move from then on and

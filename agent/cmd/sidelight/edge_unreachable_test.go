@@ -7,7 +7,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/sidelight-mesh/sidelight/agent/cmd/sidelight/lab"
+	"github.com/sidelight-mesh/sidelight/agent/lab"
 )
 
 // TestUnreachable connects to where no way leads: as this machine knows, or as a router says.

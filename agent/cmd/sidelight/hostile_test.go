@@ -15,7 +15,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
-	"github.com/sidelight-mesh/sidelight/agent/cmd/sidelight/lab"
+	"github.com/sidelight-mesh/sidelight/agent/lab"
 )
 
 // TestShaped sends through a queue that drops: what was sent again for that was one byte of the application's all the same.

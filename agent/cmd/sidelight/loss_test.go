@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/sidelight-mesh/sidelight/agent/cmd/sidelight/lab"
+	"github.com/sidelight-mesh/sidelight/agent/lab"
 )
 
 // TestLoss stops the agent while connections are made through a ring of one page: most events are lost, and every sum is exact

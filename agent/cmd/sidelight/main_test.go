@@ -20,8 +20,8 @@ import (
 
 	"github.com/vishvananda/netns"
 
-	"github.com/sidelight-mesh/sidelight/agent/cmd/sidelight/lab"
 	"github.com/sidelight-mesh/sidelight/agent/datapath"
+	"github.com/sidelight-mesh/sidelight/agent/lab"
 )
 
 // program is the one under test, built by TestMain.

@@ -17,7 +17,7 @@ import (
 
 	"github.com/vishvananda/netns"
 
-	"github.com/sidelight-mesh/sidelight/agent/cmd/sidelight/lab"
+	"github.com/sidelight-mesh/sidelight/agent/lab"
 )
 
 const (

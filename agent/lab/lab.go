@@ -1,4 +1,4 @@
-// Package lab puts processes into cgroups and network namespaces of their own, for the demo and for tests. What it makes goes away
+// Package lab puts processes into cgroups and network namespaces of their own, for the demo, tests and benchmarks. What it makes goes away
 // with the processes, but for the directories of cgroups.
 package lab
 
