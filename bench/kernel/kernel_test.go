@@ -9,6 +9,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 
+	"github.com/sidelight-mesh/sidelight/agent/datapath"
 	"github.com/sidelight-mesh/sidelight/bench/figure"
 	"github.com/sidelight-mesh/sidelight/bench/gate"
 )
@@ -100,11 +101,15 @@ func run(t *testing.T, insns asm.Instructions) uint32 {
 func TestGate(t *testing.T) {
 	live(t)
 	const burn = 20
-	stats, err := statistics()
+	stop, err := datapath.Measure()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer stats.Close()
+	t.Cleanup(func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
 	measure := func(o options) map[string]float64 {
 		figures, err := countsWith(t.Context(), o)
 		if err != nil {

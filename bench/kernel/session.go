@@ -7,12 +7,11 @@ import (
 	"os"
 	"time"
 
-	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
-	"golang.org/x/sys/unix"
 
 	"github.com/sidelight-mesh/sidelight/agent/datapath"
+	"github.com/sidelight-mesh/sidelight/agent/lab"
 	"github.com/sidelight-mesh/sidelight/bpf"
 )
 
@@ -71,20 +70,9 @@ func (s *session) close() error {
 		s.attached.close()
 	}
 	if s.cgroup != "" {
-		errs = append(errs, removeCgroup(s.cgroup))
+		errs = append(errs, lab.RemoveCgroup(s.cgroup))
 	}
 	return errors.Join(errs...)
-}
-
-// removeCgroup waits out the moment between the end of a process and the kernel's notice of it.
-func removeCgroup(dir string) error {
-	for deadline := time.Now().Add(2 * time.Second); ; {
-		err := os.Remove(dir)
-		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
-			return err
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
 }
 
 // drain empties the ring, and returns how many bytes were in it, headers included.
@@ -202,13 +190,4 @@ func (s *session) sweep() (instructions uint64, told int, err error) {
 	}
 	after, err := s.read()
 	return after.sweepInstructions - before.sweepInstructions, len(records) / bpf.CloseEventSize, err
-}
-
-// statistics has the kernel measure its programs until the result is closed.
-func statistics() (io.Closer, error) {
-	c, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
-	if err != nil {
-		return nil, fmt.Errorf("enable BPF statistics: %w", err)
-	}
-	return c, nil
 }

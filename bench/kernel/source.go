@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/sidelight-mesh/sidelight/agent/datapath"
 	"github.com/sidelight-mesh/sidelight/bench/figure"
 )
 
@@ -34,13 +35,12 @@ func (Source) Measure(ctx context.Context, o figure.Options) ([]figure.Figure, e
 }
 
 // counts are those figures that are the same each time.
-func counts(ctx context.Context, _ figure.Options) ([]figure.Figure, error) {
-	stats, err := statistics() // it counts runs only then
+func counts(ctx context.Context, _ figure.Options) (figures []figure.Figure, err error) {
+	stop, err := datapath.Measure() // it counts runs only then
 	if err != nil {
 		return nil, err
 	}
-	defer stats.Close()
-	var figures []figure.Figure
+	defer func() { err = errors.Join(err, stop()) }()
 	for _, noFirstBytes := range []bool{false, true} {
 		some, err := countsWith(ctx, options{counted: true, noFirstBytes: noFirstBytes})
 		if err != nil {
@@ -167,11 +167,11 @@ const batch = 50
 
 // times is what the kernel measured of the programs, less what it measured of empty ones at the same hooks.
 func times(ctx context.Context, o figure.Options) (figures []figure.Figure, err error) {
-	stats, err := statistics()
+	stop, err := datapath.Measure()
 	if err != nil {
 		return nil, err
 	}
-	defer stats.Close()
+	defer func() { err = errors.Join(err, stop()) }()
 	s, err := openMesh(options{beside: true})
 	if err != nil {
 		return nil, err

@@ -64,17 +64,6 @@ func OfRatio(samples, base []float64, block int, seed uint64) Estimate {
 	return OfMedian(ratios, block, seed)
 }
 
-// RatioOfMedians is the other way to put samples and base together, for information.
-func RatioOfMedians(samples, base []float64, block int, seed uint64) Estimate {
-	above, below := make([]float64, len(samples)), make([]float64, len(samples))
-	return bootstrap(Median(samples)/Median(base), len(samples), block, seed, func(rounds []int) float64 {
-		for i, r := range rounds {
-			above[i], below[i] = samples[r], base[r]
-		}
-		return medianOf(above[:len(rounds)]) / medianOf(below[:len(rounds)])
-	})
-}
-
 // bootstrap draws n rounds with replacement, a block at a time, again and again, and takes the middle 95 % of what statistic says of them.
 func bootstrap(point float64, n, block int, seed uint64, statistic func(rounds []int) float64) Estimate {
 	block = max(1, block)

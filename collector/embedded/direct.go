@@ -36,24 +36,18 @@ func withoutQueue(config component.Config) (component.Config, bool) {
 	copied := reflect.New(reflect.TypeOf(config).Elem())
 	copied.Elem().Set(reflect.ValueOf(config).Elem())
 	retries := false
-	each(copied.Elem(), func(field any) {
-		switch field := field.(type) {
-		case *configoptional.Optional[exporterhelper.QueueBatchConfig]:
-			*field = configoptional.None[exporterhelper.QueueBatchConfig]()
-		case *configretry.BackOffConfig:
-			field.Enabled, retries = false, true
+	for field, value := range copied.Elem().Fields() {
+		if !field.IsExported() {
+			continue
 		}
-	})
-	return copied.Interface(), retries
-}
-
-// each calls f with a pointer to each exported field of a struct.
-func each(v reflect.Value, f func(field any)) {
-	for i := range v.NumField() {
-		if v.Type().Field(i).IsExported() {
-			f(v.Field(i).Addr().Interface())
+		switch value := value.Addr().Interface().(type) {
+		case *configoptional.Optional[exporterhelper.QueueBatchConfig]:
+			*value = configoptional.None[exporterhelper.QueueBatchConfig]()
+		case *configretry.BackOffConfig:
+			value.Enabled, retries = false, true
 		}
 	}
+	return copied.Interface(), retries
 }
 
 // direct decides which way data goes. Safe for concurrent use.

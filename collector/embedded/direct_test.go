@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -15,11 +14,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"google.golang.org/grpc"
-
-	"go.opentelemetry.io/collector/pdata/plog/plogotlp"
-	"go.opentelemetry.io/collector/pdata/pmetric/pmetricotlp"
-	"go.opentelemetry.io/collector/pdata/ptrace/ptraceotlp"
 
 	"github.com/sidelight-mesh/sidelight/collector/internal/fixture"
 )
@@ -101,20 +95,7 @@ func TestTheDiskTakesWhatTheBackendDoesNot(t *testing.T) {
 		})
 	}
 	b := new(choosy)
-	listener, err := net.Listen("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := grpc.NewServer()
-	plogotlp.RegisterGRPCServer(server, &grpcLogs{choosy: b})
-	ptraceotlp.RegisterGRPCServer(server, &grpcTraces{choosy: b})
-	pmetricotlp.RegisterGRPCServer(server, &grpcMetrics{choosy: b})
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = server.Serve(listener) // until Stop
-	}()
-	t.Cleanup(func() { server.Stop(); <-done })
+	b.serveGRPC(t, address)
 	fixture.Eventually(t, "the queue is empty", func() bool {
 		stats := c.Stats()
 		return stats["logs"].Sent == 3*n && stats["traces"].Sent == 3*n && stats["logs"].Queued == 0 && stats["traces"].Queued == 0

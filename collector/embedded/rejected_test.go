@@ -99,7 +99,13 @@ func (c *choosy) serve(t *testing.T, protocol string) string {
 		t.Cleanup(server.Close)
 		return server.URL
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	return "http://" + c.serveGRPC(t, "127.0.0.1:0")
+}
+
+// serveGRPC listens at an address until the test ends, and returns it.
+func (c *choosy) serveGRPC(t *testing.T, address string) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +119,7 @@ func (c *choosy) serve(t *testing.T, protocol string) string {
 		_ = server.Serve(listener) // until Stop
 	}()
 	t.Cleanup(func() { server.Stop(); <-done })
-	return "http://" + listener.Addr().String()
+	return listener.Addr().String()
 }
 
 func (c *choosy) serveHTTP(w http.ResponseWriter, r *http.Request) {
