@@ -28,6 +28,7 @@ type options struct {
 	noFirstBytes bool // without the times of the first bytes
 	counted      bool // count instructions; else times mean something
 	beside       bool // attach programs that do nothing beside ours
+	silent       bool // no events: closes are summed in the kernel
 	burn         int  // instructions that mesh_sockops wastes in each run: the gate's own test
 }
 
@@ -75,6 +76,7 @@ func (a *attached) mesh(cgroup string, o options) error {
 	}
 	for name, value := range map[string]any{
 		bpf.WakeupBytes: ^uint64(0), bpf.AttachedCgroup: stat.Ino, bpf.FirstBytes: !o.noFirstBytes,
+		bpf.Silent: map[bool]uint32{true: ^uint32(0)}[o.silent],
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return fmt.Errorf("set %s: %w", name, err)
@@ -129,15 +131,24 @@ func (a *attached) small(cgroup string, hook ebpf.AttachType, of ebpf.ProgramTyp
 	return a.attach(cgroup, hook, program)
 }
 
-// attachFloor attaches what no program at these hooks can do without: it is called as often as ours, but for the first bytes, asks for the same
-// callbacks, and has state with each socket, of the same size. It looks at nothing and tells nothing.
-func attachFloor(cgroup string) (*attached, error) {
-	a := &attached{counts: make(map[string]*ebpf.Map)}
-	if err := a.floor(cgroup); err != nil {
-		a.close()
-		return nil, err
+// floor is what programs at these hooks cost that look at nothing and tell nothing.
+type floor int
+
+const (
+	floorHooks     floor = iota // attached: the kernel calls them where it asks everybody
+	floorCallbacks              // and asks for STATE_CB, without which neither failures nor ends are seen
+	floorState                  // and has state with each socket, of the size of ours: no program that follows connections can do without
+)
+
+func attachFloor(f floor) func(cgroup string) (*attached, error) {
+	return func(cgroup string) (*attached, error) {
+		a := &attached{counts: make(map[string]*ebpf.Map)}
+		if err := a.floor(cgroup, f); err != nil {
+			a.close()
+			return nil, err
+		}
+		return a, nil
 	}
-	return a, nil
 }
 
 // Offsets in struct bpf_sock_ops, and values of include/uapi/linux/bpf.h.
@@ -150,22 +161,16 @@ const (
 	createStorage = 1
 )
 
-func (a *attached) floor(cgroup string) error {
-	spec, err := bpf.Spec()
-	if err != nil {
-		return err
-	}
-	storage, err := ebpf.NewMap(spec.Maps["connections"])
-	if err != nil {
-		return fmt.Errorf("make storage: %w", err)
-	}
-	a.counts["storage"] = storage // to be closed
+func (a *attached) floor(cgroup string, f floor) error {
 	for _, p := range hooked[1:] {
 		if err := a.nothing(cgroup, p.attach, ebpf.CGroupSockAddr); err != nil {
 			return err
 		}
 	}
-	return a.small(cgroup, ebpf.AttachCGroupSockOps, ebpf.SockOps, asm.Instructions{
+	if f == floorHooks {
+		return a.nothing(cgroup, hooked[0].attach, ebpf.SockOps)
+	}
+	program := asm.Instructions{
 		asm.LoadMem(asm.R2, asm.R1, offsetOp, asm.Word),
 		asm.JEq.Imm(asm.R2, opConnect, "begin"),
 		asm.JEq.Imm(asm.R2, opPassive, "begin"),
@@ -174,15 +179,26 @@ func (a *attached) floor(cgroup string) error {
 		asm.Mov.Reg(asm.R6, asm.R1).WithSymbol("begin"),
 		asm.Mov.Imm(asm.R2, flagState),
 		asm.FnSockOpsCbFlagsSet.Call(),
-		asm.LoadMem(asm.R2, asm.R6, offsetSock, asm.DWord),
-		asm.JEq.Imm(asm.R2, 0, "end"),
-		asm.LoadMapPtr(asm.R1, storage.FD()),
-		asm.Mov.Imm(asm.R3, 0),
-		asm.Mov.Imm(asm.R4, createStorage),
-		asm.FnSkStorageGet.Call(),
-		asm.Mov.Imm(asm.R0, 1).WithSymbol("end"),
-		asm.Return(),
-	})
+	}
+	if f == floorState {
+		spec, err := bpf.Spec()
+		if err != nil {
+			return err
+		}
+		storage, err := ebpf.NewMap(spec.Maps["connections"])
+		if err != nil {
+			return fmt.Errorf("make storage: %w", err)
+		}
+		a.counts["storage"] = storage // to be closed
+		program = append(program,
+			asm.LoadMem(asm.R2, asm.R6, offsetSock, asm.DWord),
+			asm.JEq.Imm(asm.R2, 0, "end"),
+			asm.LoadMapPtr(asm.R1, storage.FD()),
+			asm.Mov.Imm(asm.R3, 0),
+			asm.Mov.Imm(asm.R4, createStorage),
+			asm.FnSkStorageGet.Call())
+	}
+	return a.small(cgroup, hooked[0].attach, ebpf.SockOps, append(program, asm.Mov.Imm(asm.R0, 1).WithSymbol("end"), asm.Return()))
 }
 
 // waste makes a program slower by so many instructions a run.

@@ -207,19 +207,33 @@ func rounds(o figure.Options) int {
 	return 1000
 }
 
-// latencies compare the connections of one thread without programs, with the floor, and with ours: nothing in them but system calls. The
-// difference of ours to the floor is what our programs do; the floor itself is what the hooks cost.
+// latencies compare the connections of one thread without programs with those under the floors and under ours: nothing in them but system
+// calls. What is between two lines is what the step from one to the other costs.
 func latencies(ctx context.Context, o figure.Options) (figures []figure.Figure, err error) {
+	ours := func(o options) func(string) (*attached, error) {
+		return func(cgroup string) (*attached, error) { return attachMesh(cgroup, o) }
+	}
+	conditions := []struct {
+		name   string
+		attach func(string) (*attached, error)
+	}{
+		{"bare", nil},
+		{"aa", nil},
+		{"floor_hooks", attachFloor(floorHooks)},
+		{"floor_callbacks", attachFloor(floorCallbacks)},
+		{"floor", attachFloor(floorState)},
+		{"mesh_silent", ours(options{noFirstBytes: true, silent: true})},
+		{"mesh_no_first_bytes", ours(options{noFirstBytes: true})},
+		{"mesh", ours(options{})},
+	}
 	var sessions []*session
 	defer func() {
 		for _, s := range sessions {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	for _, attach := range []func(string) (*attached, error){
-		nil, attachFloor, func(cgroup string) (*attached, error) { return attachMesh(cgroup, options{}) },
-	} {
-		s, err := open(attach)
+	for _, c := range conditions {
+		s, err := open(c.attach)
 		if err != nil {
 			return nil, err
 		}
@@ -246,9 +260,9 @@ func latencies(ctx context.Context, o figure.Options) (figures []figure.Figure, 
 			}
 		}
 	}
-	for i, name := range []string{"floor", "mesh"} {
+	for i, c := range conditions[1:] {
 		figures = append(figures, figure.Figure{
-			Name: "kernel.churn_ipv4." + name + ".latency", Unit: "us", Samples: samples[i+1][1:], Base: samples[0][1:],
+			Name: "kernel.churn_ipv4." + c.name + ".latency", Unit: "us", Samples: samples[i+1][1:], Base: samples[0][1:],
 			Note: "one thread that is both ends: no switches, no wake-ups",
 		})
 	}
