@@ -11,7 +11,7 @@
 #include <linux/types.h>
 
 /* Raised by every change of a layout below. */
-#define MESH_ABI_VERSION 4
+#define MESH_ABI_VERSION 5
 
 #pragma clang diagnostic push
 #pragma clang diagnostic error "-Wpadded"
@@ -68,6 +68,9 @@ enum mesh_flags {
 	MESH_ADOPTED = 1, /* it began before we did: start_ns is when it was adopted */
 	MESH_ADOPTED_OPEN = 2, /* and it was open already: it counts as adopted, neither as attempt nor as established */
 	MESH_STATELESS = 4, /* no room for its state: only its end is told, and start_ns is that */
+	MESH_DECIDED = 8, /* the mesh had a say: the event is followed by a struct mesh_decision */
+	MESH_REFUSED_HERE = 16, /* the mesh refused it: no SYN left, or none was let in */
+	MESH_REVOKED = 32, /* policies allowed it and do so no more: it was cut */
 };
 
 /* The process that called connect() or listen(); of an adopted one, a process that had it open. All zero when it is not known. */
@@ -126,13 +129,45 @@ struct mesh_close_event {
 	__u32 reserved;
 };
 
+/* What the mesh decided of a connection, and what by. */
+struct mesh_decision {
+	__u8 original_addr[16]; /* dialled, before rewriting */
+	__u16 original_port; /* host byte order */
+	__u8 verdict; /* enum mesh_verdict */
+	__u8 dry_verdict; /* what dry-run policies would have said */
+	__u32 service; /* id; 0: none was dialled */
+	__u32 backend; /* index into `backends`; 0: none */
+	__u32 backend_tag; /* of it then: an index is used again */
+	__u32 destination; /* index into `workloads`: who is at the other end, or of a server at this one; 0: nobody we know */
+	__u32 policy_set; /* 0: none for the destination */
+	__u16 rule; /* bit of the set that decided; MESH_NO_RULE: none did */
+	__u16 dry_rule;
+	__u32 limit; /* of a refusal by limit: index into `limits` */
+	__u32 limit_value; /* and what stood against it then: its bound */
+	__u32 decision_ns; /* spent deciding */
+	__u64 generation; /* of the configuration that decided: of the service's table, or without a service of the policies */
+};
+
+enum mesh_verdict {
+	MESH_VERDICT_NONE, /* no policy is about it */
+	MESH_VERDICT_ALLOW,
+	MESH_VERDICT_DENY,
+	MESH_VERDICT_COUNT,
+};
+
+#define MESH_NO_RULE 0xffff
+
 /* Whose sums a lost MESH_CLOSE goes to: the facts that an edge is made of. */
 struct mesh_lost_key {
 	__u64 cgroup_id;
 	__u8 peer_addr[16];
 	__u8 role; /* enum mesh_role */
 	__u8 reason; /* enum mesh_reason */
-	__u8 reserved[6];
+	__u8 refused; /* by the mesh */
+	__u8 reserved;
+	__u32 service; /* id; 0: none */
+	__u32 destination; /* index into `workloads`; 0: nobody we know */
+	__u32 reserved2;
 };
 
 /* What lost MESH_CLOSE events would have added to an edge. The gauges go down only: by what was told before. */
@@ -169,6 +204,134 @@ struct mesh_account {
 	__u64 untracked_closed; /* closed without state: it began before we did and was not adopted */
 	__u64 aggregated; /* MESH_CLOSE without room in the ring, or sampled out, that went into `lost` */
 	__u64 totalled; /* the same where `lost` was full too: they went into `lost_totals` */
+	__u64 refused[MESH_ROLE_COUNT]; /* by the mesh; of clients they are in `attempts` and in `failed` too */
+};
+
+/*
+ * The mesh as the kernel reads it. Written by user space only (agent/maps), but for what is said to count. What a connection is decided by never
+ * changes under it: tables, backends and policy sets are written before anything refers to them, references are single aligned words, and
+ * an index is used again only after all programs that could hold it have ended.
+ */
+
+/* The address that is dialled. */
+struct mesh_frontend {
+	__u8 addr[16];
+	__u16 port; /* host byte order; 0: all that have no frontend of their own */
+	__u16 reserved;
+};
+
+/* How a backend is chosen: enum mesh_table.algorithm. */
+enum mesh_algorithm {
+	MESH_RANDOM, /* slots are pairs, of an alias table: {threshold << 32 | backend}, {backend} */
+	MESH_ROUND_ROBIN, /* slots are an order */
+	MESH_LEAST_CONNECTIONS, /* slots as of MESH_RANDOM */
+	MESH_MAGLEV, /* slots are a Maglev table */
+};
+
+/* What one port of a service leads to, in one family, in one generation. */
+struct mesh_table {
+	__u64 generation;
+	__u32 service; /* id */
+	__u32 algorithm; /* enum mesh_algorithm */
+	__u32 first_slot; /* index into `slots` */
+	__u32 size; /* choices, of which each has one slot or two; 0: no endpoint */
+	__u32 limit; /* index into `limits`; 0: none */
+	__u32 pool; /* the index into `pools` that leads here */
+};
+
+/* Where a connection can go. */
+struct mesh_backend {
+	__u8 addr[16];
+	__u16 port; /* host byte order; 0: as dialled */
+	__u16 reserved;
+	__u32 tag; /* distinguishes the users of an index, one after the other */
+	__u32 workload; /* index into `workloads`; 0: none */
+	__u32 weight;
+};
+
+/* What the kernel counts of a backend: written by programs only. */
+struct mesh_load {
+	__u64 open; /* open or connecting */
+	__u64 picks;
+	__u64 failed; /* connects that failed */
+	__u64 reserved;
+};
+
+/* Somebody with an identity. */
+struct mesh_workload {
+	__u32 policy_set; /* index into `policy_sets`: who may connect to it; 0: everybody */
+	__u32 source; /* class of identity and namespace, as in `policy_sources`; 0: neither is known */
+	__u32 limit; /* index into `limits`, of the connections that it opens; 0: none */
+	__u32 affinity; /* hash of its address */
+	__u32 flags; /* enum mesh_workload_flags */
+	__u32 reserved;
+};
+
+enum mesh_workload_flags {
+	MESH_WORKLOAD_BYPASS = 1, /* its connections are left alone */
+};
+
+struct mesh_limit {
+	__u32 max_open; /* 0: no limit */
+	__u32 max_connecting;
+	__u32 per_second;
+	__u32 burst;
+};
+
+/* Rules of policies are bits. A connection matches those that are in all three of: its source's, its address's and its port's. */
+#define MESH_RULE_WORDS 4
+
+struct mesh_rules {
+	__u64 words[MESH_RULE_WORDS];
+};
+
+struct mesh_policy_set {
+	__u64 generation;
+	struct mesh_rules deny;
+	struct mesh_rules allow;
+	struct mesh_rules dry_deny;
+	struct mesh_rules dry_allow;
+	struct mesh_rules blocks; /* those that ask for an address: who connects has none yet, unless it is bound */
+	__u32 has_allow; /* what no rule of `allow` matches is denied */
+	__u32 has_dry_allow;
+};
+
+/* A class of sources in a set; class MESH_SOURCE_OTHER has the rules of all that have no entry. */
+struct mesh_policy_source {
+	__u32 set;
+	__u32 source;
+};
+
+#define MESH_SOURCE_OTHER 0xffffffff
+
+/* A key of a longest-prefix match: the set, then the address. Each set has an entry for its 32 bits alone. */
+struct mesh_policy_block {
+	__u32 prefix_bits; /* 32 and those of the address */
+	__u32 set;
+	__u8 addr[16];
+};
+
+/* A port in a set; port 0 has the rules of all that have no entry. */
+struct mesh_policy_port {
+	__u32 set;
+	__u32 port;
+};
+
+/* Verdicts are counted by this. */
+struct mesh_verdict_key {
+	__u32 policy_set;
+	__u16 rule;
+	__u8 verdict;
+	__u8 dry; /* of dry-run policies */
+};
+
+/* What the kernel counts of a limit. */
+struct mesh_limit_counts {
+	__u64 open;
+	__u64 connecting;
+	__u64 rejected_open;
+	__u64 rejected_connecting;
+	__u64 rejected_rate;
 };
 
 #pragma clang diagnostic pop
@@ -176,8 +339,15 @@ struct mesh_account {
 _Static_assert(sizeof(struct mesh_owner) == 32, "mesh_owner");
 _Static_assert(sizeof(struct mesh_event) == 128, "mesh_event");
 _Static_assert(sizeof(struct mesh_close_event) == 208, "mesh_close_event");
-_Static_assert(sizeof(struct mesh_lost_key) == 32, "mesh_lost_key");
+_Static_assert(sizeof(struct mesh_decision) == 64, "mesh_decision");
+_Static_assert(sizeof(struct mesh_frontend) == 20, "mesh_frontend");
+_Static_assert(sizeof(struct mesh_table) == 32, "mesh_table");
+_Static_assert(sizeof(struct mesh_backend) == 32, "mesh_backend");
+_Static_assert(sizeof(struct mesh_load) == 32, "mesh_load");
+_Static_assert(sizeof(struct mesh_workload) == 24, "mesh_workload");
+_Static_assert(sizeof(struct mesh_policy_set) == 176, "mesh_policy_set");
+_Static_assert(sizeof(struct mesh_lost_key) == 40, "mesh_lost_key");
 _Static_assert(sizeof(struct mesh_lost) == 88, "mesh_lost");
-_Static_assert(sizeof(struct mesh_account) == 8 * (1 + 3 + 3 + 1 + 3 + 5 + 5 + 5 + 3 + 8), "mesh_account");
+_Static_assert(sizeof(struct mesh_account) == 8 * (1 + 3 + 3 + 1 + 3 + 5 + 5 + 5 + 3 + 8 + 3), "mesh_account");
 
 #endif

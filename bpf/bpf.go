@@ -5,9 +5,13 @@
 // little-endian object serves x86-64 and arm64.
 package bpf
 
-import "github.com/cilium/ebpf"
+import (
+	"encoding/binary"
 
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -no-global-types -target bpfel -type mesh_event -type mesh_close_event -type mesh_account -type mesh_lost_key -type mesh_lost -type mesh_told -type mesh_flags -type mesh_kind -type mesh_role -type mesh_reason mesh mesh.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
+	"github.com/cilium/ebpf"
+)
+
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -no-global-types -target bpfel -type mesh_event -type mesh_close_event -type mesh_account -type mesh_lost_key -type mesh_lost -type mesh_decision -type mesh_frontend -type mesh_table -type mesh_backend -type mesh_load -type mesh_workload -type mesh_limit -type mesh_limit_state -type mesh_rules -type mesh_policy_set -type mesh_policy_source -type mesh_policy_block -type mesh_policy_port -type mesh_verdict_key -type mesh_address -type mesh_verdict -type mesh_algorithm -type mesh_workload_flags -type mesh_told -type mesh_flags -type mesh_kind -type mesh_role -type mesh_reason mesh mesh.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
 
 type (
 	// Event is struct mesh_event of abi.h, as bpf2go derives it from the object's BTF; so are the next two.
@@ -20,17 +24,20 @@ type (
 	LostKey = meshMeshLostKey
 	// Lost is struct mesh_lost.
 	Lost = meshMeshLost
+	// Decision is struct mesh_decision, which follows an event with the flag Decided.
+	Decision = meshMeshDecision
 	// Objects are the programs and maps, once loaded.
 	Objects = meshObjects
 )
 
 // ABIVersion is MESH_ABI_VERSION: recorded event streams name it.
-const ABIVersion = 4
+const ABIVersion = 5
 
 // Sizes of the ring's records in bytes; abi.h asserts the same.
 const (
 	EventSize      = 128
 	CloseEventSize = 208
+	DecisionSize   = 64
 )
 
 // Kinds of events, as in enum mesh_kind.
@@ -60,6 +67,9 @@ const (
 	Adopted     = uint32(meshMeshFlagsMESH_ADOPTED)
 	AdoptedOpen = uint32(meshMeshFlagsMESH_ADOPTED_OPEN)
 	Stateless   = uint32(meshMeshFlagsMESH_STATELESS)
+	Decided     = uint32(meshMeshFlagsMESH_DECIDED)
+	RefusedHere = uint32(meshMeshFlagsMESH_REFUSED_HERE)
+	Revoked     = uint32(meshMeshFlagsMESH_REVOKED)
 )
 
 // RoleCount is the number of values in enum mesh_role.
@@ -80,7 +90,31 @@ const (
 	SweepAll       = meshVarSweepAll
 	ReaderAsleep   = meshVarReaderAsleep
 	Silent         = meshVarSilent
+	Mesh           = meshVarMesh
+	CgroupLevels   = meshVarCgroupLevels
+	CutDenied      = meshVarCutDenied
+	CutBackend     = meshVarCutBackend
+	CutTag         = meshVarCutTag
+	AgentPID       = meshVarAgentPid
 )
+
+// flagsOffset is where enum mesh_flags is in a record; a test of agent/event holds it.
+const flagsOffset = 118
+
+// SweepSize returns how long the record is that b begins with, as a sweep writes them one after the other; 0: it is not whole.
+func SweepSize(b []byte) int {
+	if len(b) < CloseEventSize {
+		return 0
+	}
+	size := CloseEventSize
+	if uint32(binary.LittleEndian.Uint16(b[flagsOffset:]))&Decided != 0 {
+		size += DecisionSize
+	}
+	if len(b) < size {
+		return 0
+	}
+	return size
+}
 
 // Spec returns the embedded object, not yet loaded. Each call returns a copy of its own.
 func Spec() (*ebpf.CollectionSpec, error) { return loadMesh() }

@@ -94,8 +94,13 @@ struct tcp_sock {
 	int linger2; /* TCP_LINGER2; below 0: no FIN_WAIT2 for an orphan */
 };
 
+struct css_set {
+	struct cgroup *dfl_cgrp; /* its cgroup v2 */
+};
+
 struct task_struct {
 	unsigned int flags;
+	struct css_set *cgroups;
 	int tgid;
 	__u64 start_boottime;
 	struct task_struct *group_leader;
@@ -153,9 +158,12 @@ enum sock_flags {
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
 
 #define AF_INET 2
+#define AF_INET6 10
 #define SOL_TCP 6
 
 /* include/uapi/linux/bpf.h since 6.12: a setsockopt for programs, level SOL_TCP. An older kernel says EINVAL. */
 #define MESH_TCP_BPF_SOCK_OPS_CB_FLAGS 1008
+
+#define MESH_IPPROTO_MPTCP 262 /* include/uapi/linux/in.h, since 5.6 */
 
 #endif

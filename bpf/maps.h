@@ -107,4 +107,171 @@ struct {
 	__type(value, struct mesh_lost);
 } lost_totals SEC(".maps");
 
+/*
+ * The mesh: see abi.h for what the values mean and how they change. All of it has one entry while there is no mesh, and else the sizes that
+ * the configuration gives; a mesh that does not fit is refused whole. Arrays that user space maps into its memory, so that a
+ * change costs no system call and a reference changes by one store.
+ */
+#define MESH_ARRAY(name, type_)                    \
+	struct {                                   \
+		__uint(type, BPF_MAP_TYPE_ARRAY);  \
+		__uint(map_flags, BPF_F_MMAPABLE); \
+		__uint(max_entries, 1);            \
+		__type(key, __u32);                \
+		__type(value, type_);              \
+	} name SEC(".maps")
+
+#define MESH_HASH(name, key_, value_)                 \
+	struct {                                      \
+		__uint(type, BPF_MAP_TYPE_HASH);      \
+		__uint(map_flags, BPF_F_NO_PREALLOC); \
+		__uint(max_entries, 1);               \
+		__type(key, key_);                    \
+		__type(value, value_);                \
+	} name SEC(".maps")
+
+/*
+ * Purpose: who a process is: by the id of its cgroup, or of the nearest above that has an entry. Writer, deleter: agent/maps. Size: workloads with
+ * a cgroup on this node.
+ */
+MESH_HASH(cgroups, __u64, __u32); /* index into `workloads` */
+
+/* Purpose: who an address is. Writer, deleter: agent/maps. Size: addresses of workloads. */
+struct mesh_address {
+	__u8 addr[16];
+};
+MESH_HASH(addresses, struct mesh_address, __u32); /* index into `workloads` */
+
+/* Purpose: everybody who has an identity or a policy. Writer: agent/maps. Deleter: nobody, an index is used again. Size: workloads. */
+MESH_ARRAY(workloads, struct mesh_workload);
+
+/* Purpose: what is dialled. Writer, deleter: agent/maps. Size: addresses of services times their ports. */
+MESH_HASH(frontends, struct mesh_frontend, __u32); /* index into `pools` */
+
+/* Purpose: the reference that flips from one table to the next. Writer: agent/maps. Size: as `frontends`, or fewer. */
+MESH_ARRAY(pools, __u32); /* index into `tables`; 0: refuse, no endpoint */
+
+/* Purpose: tables. Writer: agent/maps. Size: twice `pools`, so that all can be replaced at once. */
+MESH_ARRAY(tables, struct mesh_table);
+
+/* Purpose: the choices of all tables. Writer: agent/maps. Size: twice what all tables of the largest mesh have. */
+MESH_ARRAY(slots, __u64);
+
+/* Purpose: where connections go. Writer: agent/maps. Size: endpoints times ports, and those that still drain. */
+MESH_ARRAY(backends, struct mesh_backend);
+
+/* Purpose: counts of a backend, at the same index. Writer: mesh_connect4 and 6, mesh_sockops, mesh_release. Zeroed by agent/maps when an index is used anew. */
+MESH_ARRAY(loads, struct mesh_load);
+
+/* Purpose: the next turn of each pool that takes turns, at the index of the pool. Writer: mesh_connect4 and 6. Size: as `pools`. */
+MESH_ARRAY(turns, __u64);
+
+/* Purpose: bounds. Writer: agent/maps. Size: services and workloads with limits. */
+MESH_ARRAY(limits, struct mesh_limit);
+
+/*
+ * What stands against a bound. The lock makes a look and a step one: n connections pass a limit of n, whoever races.
+ */
+struct mesh_limit_state {
+	struct bpf_spin_lock lock;
+	__u32 reserved;
+	struct mesh_limit_counts counts;
+	__u64 tokens_ns; /* of the bucket, in time: one token is 1 s / per_second */
+	__u64 filled_ns; /* CLOCK_MONOTONIC, when that was so */
+};
+
+/* Purpose: that, at the index of the limit. Writer: mesh_connect4 and 6, mesh_sockops, mesh_release. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct mesh_limit_state);
+} limit_states SEC(".maps");
+
+/* Purpose: who may connect. Writer: agent/maps; a set never changes, a workload gets another. Size: distinct sets of policies, twice. */
+MESH_ARRAY(policy_sets, struct mesh_policy_set);
+
+/* Purpose: rules by class of source. Writer, deleter: agent/maps. Size: sets times classes that they name. */
+MESH_HASH(policy_sources, struct mesh_policy_source, struct mesh_rules);
+
+/* Purpose: rules by address of the source. Writer, deleter: agent/maps. Size: sets times blocks that they name. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct mesh_policy_block);
+	__type(value, struct mesh_rules);
+} policy_blocks SEC(".maps");
+
+/* Purpose: rules by port. Writer, deleter: agent/maps. Size: sets times ports that they name. */
+MESH_HASH(policy_ports, struct mesh_policy_port, struct mesh_rules);
+
+/* Purpose: counts of verdicts. Writer: mesh_connect4 and 6, mesh_lookup. Deleter: agent/maps, with the set. Size: rules, twice. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct mesh_verdict_key);
+	__type(value, __u64);
+} verdicts SEC(".maps");
+
+/*
+ * What the mesh decided of a socket's connection, and what it holds for it. Of its own and not in `connections`, because most connections have none,
+ * and there it would cost all of them another size of allocation.
+ */
+struct mesh_decided {
+	struct mesh_decision decision;
+	__u32 holds; /* enum mesh_holds: what is to be given back */
+	__u32 limits[2]; /* the indices: of the service, of the workload */
+	__u32 source; /* class of who connects */
+};
+
+enum mesh_holds {
+	MESH_HOLDS_BACKEND = 1, /* one of its `open` */
+	MESH_HOLDS_OPEN = 2, /* one of `open` of both limits */
+	MESH_HOLDS_CONNECTING = 4, /* one of `connecting` of both limits */
+	MESH_HOLDS_IN_FLIGHT = 8, /* its SYN left, so its TCP_CLOSE will be seen */
+};
+
+/* Purpose: the same. Writer: mesh_connect4 and 6, mesh_sockops, mesh_release. Deleter: the kernel, with the socket. Size: as `connections`. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct mesh_decided);
+} decisions SEC(".maps");
+
+/* Both ends of a SYN, as the server sees them. */
+struct mesh_ticket {
+	__u8 client_addr[16];
+	__u8 server_addr[16];
+	__u16 client_port; /* host byte order */
+	__u16 server_port;
+};
+
+/* What is known of who sends it, and what was said of it. */
+struct mesh_admission {
+	__u32 source; /* class */
+	__u32 destination; /* index into `workloads`; 0: not judged yet */
+	__u32 policy_set;
+	__u16 rule;
+	__u16 dry_rule;
+	__u8 verdict;
+	__u8 dry_verdict;
+	__u8 reserved[2];
+};
+
+/*
+ * Purpose: who sent a SYN, for the server's side on the same machine, where the client's cgroup says more than its address; then what the server's side said
+ * of it, for the accepted socket. Writer: mesh_sockops, when the SYN of a connection to somebody with policies is about to leave, and
+ * mesh_lookup. Deleter: mesh_sockops, when the socket is there; what leaves for another machine, or is not answered, ages. Size: handshakes with such
+ * that are under way at a time.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct mesh_ticket);
+	__type(value, struct mesh_admission);
+} tickets SEC(".maps");
+
 #endif

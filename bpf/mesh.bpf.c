@@ -16,6 +16,7 @@
 
 #include "prog/connect.h"
 #include "prog/iter.h"
+#include "prog/lookup.h"
 #include "prog/sockops.h"
 #include "prog/trace.h"
 
@@ -29,3 +30,22 @@ const enum mesh_told *mesh_told_ __attribute__((unused));
 const enum mesh_kind *mesh_kind_ __attribute__((unused));
 const enum mesh_role *mesh_role_ __attribute__((unused));
 const enum mesh_reason *mesh_reason_ __attribute__((unused));
+const enum mesh_verdict *mesh_verdict_ __attribute__((unused));
+const enum mesh_algorithm *mesh_algorithm_ __attribute__((unused));
+const enum mesh_workload_flags *mesh_workload_flags_ __attribute__((unused));
+const struct mesh_decision *mesh_decision_ __attribute__((unused));
+const struct mesh_frontend *mesh_frontend_ __attribute__((unused));
+const struct mesh_table *mesh_table_ __attribute__((unused));
+const struct mesh_backend *mesh_backend_ __attribute__((unused));
+const struct mesh_load *mesh_load_ __attribute__((unused));
+const struct mesh_workload *mesh_workload_ __attribute__((unused));
+const struct mesh_limit *mesh_limit_ __attribute__((unused));
+const struct mesh_limit_state *mesh_limit_state_ __attribute__((unused));
+const struct mesh_rules *mesh_rules_ __attribute__((unused));
+const struct mesh_policy_set *mesh_policy_set_ __attribute__((unused));
+const struct mesh_policy_source *mesh_policy_source_ __attribute__((unused));
+const struct mesh_policy_block *mesh_policy_block_ __attribute__((unused));
+const struct mesh_policy_port *mesh_policy_port_ __attribute__((unused));
+const struct mesh_verdict_key *mesh_verdict_key_ __attribute__((unused));
+const struct mesh_address *mesh_address_ __attribute__((unused));
+const struct mesh_ticket *mesh_ticket_ __attribute__((unused));

@@ -32,6 +32,31 @@ type meshMeshAccount struct {
 	UntrackedClosed      uint64
 	Aggregated           uint64
 	Totalled             uint64
+	Refused              [3]uint64
+}
+
+type meshMeshAddress struct {
+	_    structs.HostLayout
+	Addr [16]uint8
+}
+
+type meshMeshAlgorithm uint32
+
+const (
+	meshMeshAlgorithmMESH_RANDOM            meshMeshAlgorithm = 0
+	meshMeshAlgorithmMESH_ROUND_ROBIN       meshMeshAlgorithm = 1
+	meshMeshAlgorithmMESH_LEAST_CONNECTIONS meshMeshAlgorithm = 2
+	meshMeshAlgorithmMESH_MAGLEV            meshMeshAlgorithm = 3
+)
+
+type meshMeshBackend struct {
+	_        structs.HostLayout
+	Addr     [16]uint8
+	Port     uint16
+	Reserved uint16
+	Tag      uint32
+	Workload uint32
+	Weight   uint32
 }
 
 type meshMeshCloseEvent struct {
@@ -51,6 +76,25 @@ type meshMeshCloseEvent struct {
 	MinRttUs               uint32
 	SkErr                  uint32
 	Reserved               uint32
+}
+
+type meshMeshDecision struct {
+	_            structs.HostLayout
+	OriginalAddr [16]uint8
+	OriginalPort uint16
+	Verdict      uint8
+	DryVerdict   uint8
+	Service      uint32
+	Backend      uint32
+	BackendTag   uint32
+	Destination  uint32
+	PolicySet    uint32
+	Rule         uint16
+	DryRule      uint16
+	Limit        uint32
+	LimitValue   uint32
+	DecisionNs   uint32
+	Generation   uint64
 }
 
 type meshMeshEvent struct {
@@ -87,7 +131,17 @@ const (
 	meshMeshFlagsMESH_ADOPTED      meshMeshFlags = 1
 	meshMeshFlagsMESH_ADOPTED_OPEN meshMeshFlags = 2
 	meshMeshFlagsMESH_STATELESS    meshMeshFlags = 4
+	meshMeshFlagsMESH_DECIDED      meshMeshFlags = 8
+	meshMeshFlagsMESH_REFUSED_HERE meshMeshFlags = 16
+	meshMeshFlagsMESH_REVOKED      meshMeshFlags = 32
 )
+
+type meshMeshFrontend struct {
+	_        structs.HostLayout
+	Addr     [16]uint8
+	Port     uint16
+	Reserved uint16
+}
 
 type meshMeshKind uint32
 
@@ -99,6 +153,41 @@ const (
 	meshMeshKindMESH_SWEEP       meshMeshKind = 4
 	meshMeshKindMESH_KIND_COUNT  meshMeshKind = 5
 )
+
+type meshMeshLimit struct {
+	_             structs.HostLayout
+	MaxOpen       uint32
+	MaxConnecting uint32
+	PerSecond     uint32
+	Burst         uint32
+}
+
+type meshMeshLimitState struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Reserved uint32
+	Counts   struct {
+		_                  structs.HostLayout
+		Open               uint64
+		Connecting         uint64
+		RejectedOpen       uint64
+		RejectedConnecting uint64
+		RejectedRate       uint64
+	}
+	TokensNs uint64
+	FilledNs uint64
+}
+
+type meshMeshLoad struct {
+	_        structs.HostLayout
+	Open     uint64
+	Picks    uint64
+	Failed   uint64
+	Reserved uint64
+}
 
 type meshMeshLost struct {
 	_              structs.HostLayout
@@ -116,12 +205,47 @@ type meshMeshLost struct {
 }
 
 type meshMeshLostKey struct {
-	_        structs.HostLayout
-	CgroupId uint64
-	PeerAddr [16]uint8
-	Role     uint8
-	Reason   uint8
-	Reserved [6]uint8
+	_           structs.HostLayout
+	CgroupId    uint64
+	PeerAddr    [16]uint8
+	Role        uint8
+	Reason      uint8
+	Refused     uint8
+	Reserved    uint8
+	Service     uint32
+	Destination uint32
+	Reserved2   uint32
+}
+
+type meshMeshPolicyBlock struct {
+	_          structs.HostLayout
+	PrefixBits uint32
+	Set        uint32
+	Addr       [16]uint8
+}
+
+type meshMeshPolicyPort struct {
+	_    structs.HostLayout
+	Set  uint32
+	Port uint32
+}
+
+type meshMeshPolicySet struct {
+	_           structs.HostLayout
+	Generation  uint64
+	Deny        meshMeshRules
+	Allow       meshMeshRules
+	DryDeny     meshMeshRules
+	DryAllow    meshMeshRules
+	Blocks      meshMeshRules
+	HasAllow    uint32
+	HasDryAllow uint32
+}
+
+type meshMeshPolicySource struct {
+	_      structs.HostLayout
+	Set    uint32
+	Source uint32
 }
 
 type meshMeshReason uint32
@@ -152,6 +276,22 @@ const (
 	meshMeshRoleMESH_ROLE_COUNT meshMeshRole = 3
 )
 
+type meshMeshRules struct {
+	_     structs.HostLayout
+	Words [4]uint64
+}
+
+type meshMeshTable struct {
+	_          structs.HostLayout
+	Generation uint64
+	Service    uint32
+	Algorithm  uint32
+	FirstSlot  uint32
+	Size       uint32
+	Limit      uint32
+	Pool       uint32
+}
+
 type meshMeshTold uint32
 
 const (
@@ -160,35 +300,118 @@ const (
 	meshMeshToldMESH_TOLD_END         meshMeshTold = 4
 )
 
+type meshMeshVerdict uint32
+
+const (
+	meshMeshVerdictMESH_VERDICT_NONE  meshMeshVerdict = 0
+	meshMeshVerdictMESH_VERDICT_ALLOW meshMeshVerdict = 1
+	meshMeshVerdictMESH_VERDICT_DENY  meshMeshVerdict = 2
+	meshMeshVerdictMESH_VERDICT_COUNT meshMeshVerdict = 3
+)
+
+type meshMeshVerdictKey struct {
+	_         structs.HostLayout
+	PolicySet uint32
+	Rule      uint16
+	Verdict   uint8
+	Dry       uint8
+}
+
+type meshMeshWorkload struct {
+	_         structs.HostLayout
+	PolicySet uint32
+	Source    uint32
+	Limit     uint32
+	Affinity  uint32
+	Flags     uint32
+	Reserved  uint32
+}
+
+type meshMeshWorkloadFlags uint32
+
+const (
+	meshMeshWorkloadFlagsMESH_WORKLOAD_BYPASS meshMeshWorkloadFlags = 1
+)
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	meshMapAccount          = "account"
-	meshMapConnections      = "connections"
-	meshMapEvents           = "events"
-	meshMapLost             = "lost"
-	meshMapLostTotals       = "lost_totals"
-	meshProgMeshAdopt       = "mesh_adopt"
-	meshProgMeshAdoptOwners = "mesh_adopt_owners"
-	meshProgMeshConnect4    = "mesh_connect4"
-	meshProgMeshConnect6    = "mesh_connect6"
-	meshProgMeshSockops     = "mesh_sockops"
-	meshProgMeshState       = "mesh_state"
-	meshProgMeshSweep       = "mesh_sweep"
-	meshVarAttachedCgroup   = "attached_cgroup"
-	meshVarFirstBytes       = "first_bytes"
-	meshVarMeshCloseEvent   = "mesh_close_event_"
-	meshVarMeshEvent        = "mesh_event_"
-	meshVarMeshFlags        = "mesh_flags_"
-	meshVarMeshKind         = "mesh_kind_"
-	meshVarMeshReason       = "mesh_reason_"
-	meshVarMeshRole         = "mesh_role_"
-	meshVarMeshTold         = "mesh_told_"
-	meshVarReaderAsleep     = "reader_asleep"
-	meshVarSilent           = "silent"
-	meshVarSweepAll         = "sweep_all"
-	meshVarWakeupBytes      = "wakeup_bytes"
+	meshMapAccount           = "account"
+	meshMapAddresses         = "addresses"
+	meshMapBackends          = "backends"
+	meshMapCgroups           = "cgroups"
+	meshMapConnections       = "connections"
+	meshMapDecisions         = "decisions"
+	meshMapEvents            = "events"
+	meshMapFrontends         = "frontends"
+	meshMapLimitStates       = "limit_states"
+	meshMapLimits            = "limits"
+	meshMapLoads             = "loads"
+	meshMapLost              = "lost"
+	meshMapLostTotals        = "lost_totals"
+	meshMapPolicyBlocks      = "policy_blocks"
+	meshMapPolicyPorts       = "policy_ports"
+	meshMapPolicySets        = "policy_sets"
+	meshMapPolicySources     = "policy_sources"
+	meshMapPools             = "pools"
+	meshMapSlots             = "slots"
+	meshMapTables            = "tables"
+	meshMapTickets           = "tickets"
+	meshMapTurns             = "turns"
+	meshMapVerdicts          = "verdicts"
+	meshMapWorkloads         = "workloads"
+	meshProgMeshAdopt        = "mesh_adopt"
+	meshProgMeshAdoptOwners  = "mesh_adopt_owners"
+	meshProgMeshConnect4     = "mesh_connect4"
+	meshProgMeshConnect6     = "mesh_connect6"
+	meshProgMeshCreate       = "mesh_create"
+	meshProgMeshCut          = "mesh_cut"
+	meshProgMeshLookup       = "mesh_lookup"
+	meshProgMeshPeername4    = "mesh_peername4"
+	meshProgMeshPeername6    = "mesh_peername6"
+	meshProgMeshRelease      = "mesh_release"
+	meshProgMeshSockops      = "mesh_sockops"
+	meshProgMeshState        = "mesh_state"
+	meshProgMeshSweep        = "mesh_sweep"
+	meshVarAgentPid          = "agent_pid"
+	meshVarAttachedCgroup    = "attached_cgroup"
+	meshVarCgroupLevels      = "cgroup_levels"
+	meshVarCutBackend        = "cut_backend"
+	meshVarCutDenied         = "cut_denied"
+	meshVarCutTag            = "cut_tag"
+	meshVarFirstBytes        = "first_bytes"
+	meshVarMesh              = "mesh"
+	meshVarMeshAddress       = "mesh_address_"
+	meshVarMeshAlgorithm     = "mesh_algorithm_"
+	meshVarMeshBackend       = "mesh_backend_"
+	meshVarMeshCloseEvent    = "mesh_close_event_"
+	meshVarMeshDecision      = "mesh_decision_"
+	meshVarMeshEvent         = "mesh_event_"
+	meshVarMeshFlags         = "mesh_flags_"
+	meshVarMeshFrontend      = "mesh_frontend_"
+	meshVarMeshKind          = "mesh_kind_"
+	meshVarMeshLimit         = "mesh_limit_"
+	meshVarMeshLimitState    = "mesh_limit_state_"
+	meshVarMeshLoad          = "mesh_load_"
+	meshVarMeshPolicyBlock   = "mesh_policy_block_"
+	meshVarMeshPolicyPort    = "mesh_policy_port_"
+	meshVarMeshPolicySet     = "mesh_policy_set_"
+	meshVarMeshPolicySource  = "mesh_policy_source_"
+	meshVarMeshReason        = "mesh_reason_"
+	meshVarMeshRole          = "mesh_role_"
+	meshVarMeshRules         = "mesh_rules_"
+	meshVarMeshTable         = "mesh_table_"
+	meshVarMeshTicket        = "mesh_ticket_"
+	meshVarMeshTold          = "mesh_told_"
+	meshVarMeshVerdict       = "mesh_verdict_"
+	meshVarMeshVerdictKey    = "mesh_verdict_key_"
+	meshVarMeshWorkload      = "mesh_workload_"
+	meshVarMeshWorkloadFlags = "mesh_workload_flags_"
+	meshVarReaderAsleep      = "reader_asleep"
+	meshVarSilent            = "silent"
+	meshVarSweepAll          = "sweep_all"
+	meshVarWakeupBytes       = "wakeup_bytes"
 )
 
 // loadMesh returns the embedded CollectionSpec for mesh.
@@ -237,6 +460,12 @@ type meshProgramSpecs struct {
 	MeshAdoptOwners *ebpf.ProgramSpec `ebpf:"mesh_adopt_owners"`
 	MeshConnect4    *ebpf.ProgramSpec `ebpf:"mesh_connect4"`
 	MeshConnect6    *ebpf.ProgramSpec `ebpf:"mesh_connect6"`
+	MeshCreate      *ebpf.ProgramSpec `ebpf:"mesh_create"`
+	MeshCut         *ebpf.ProgramSpec `ebpf:"mesh_cut"`
+	MeshLookup      *ebpf.ProgramSpec `ebpf:"mesh_lookup"`
+	MeshPeername4   *ebpf.ProgramSpec `ebpf:"mesh_peername4"`
+	MeshPeername6   *ebpf.ProgramSpec `ebpf:"mesh_peername6"`
+	MeshRelease     *ebpf.ProgramSpec `ebpf:"mesh_release"`
 	MeshSockops     *ebpf.ProgramSpec `ebpf:"mesh_sockops"`
 	MeshState       *ebpf.ProgramSpec `ebpf:"mesh_state"`
 	MeshSweep       *ebpf.ProgramSpec `ebpf:"mesh_sweep"`
@@ -246,30 +475,74 @@ type meshProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type meshMapSpecs struct {
-	Account     *ebpf.MapSpec `ebpf:"account"`
-	Connections *ebpf.MapSpec `ebpf:"connections"`
-	Events      *ebpf.MapSpec `ebpf:"events"`
-	Lost        *ebpf.MapSpec `ebpf:"lost"`
-	LostTotals  *ebpf.MapSpec `ebpf:"lost_totals"`
+	Account       *ebpf.MapSpec `ebpf:"account"`
+	Addresses     *ebpf.MapSpec `ebpf:"addresses"`
+	Backends      *ebpf.MapSpec `ebpf:"backends"`
+	Cgroups       *ebpf.MapSpec `ebpf:"cgroups"`
+	Connections   *ebpf.MapSpec `ebpf:"connections"`
+	Decisions     *ebpf.MapSpec `ebpf:"decisions"`
+	Events        *ebpf.MapSpec `ebpf:"events"`
+	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
+	LimitStates   *ebpf.MapSpec `ebpf:"limit_states"`
+	Limits        *ebpf.MapSpec `ebpf:"limits"`
+	Loads         *ebpf.MapSpec `ebpf:"loads"`
+	Lost          *ebpf.MapSpec `ebpf:"lost"`
+	LostTotals    *ebpf.MapSpec `ebpf:"lost_totals"`
+	PolicyBlocks  *ebpf.MapSpec `ebpf:"policy_blocks"`
+	PolicyPorts   *ebpf.MapSpec `ebpf:"policy_ports"`
+	PolicySets    *ebpf.MapSpec `ebpf:"policy_sets"`
+	PolicySources *ebpf.MapSpec `ebpf:"policy_sources"`
+	Pools         *ebpf.MapSpec `ebpf:"pools"`
+	Slots         *ebpf.MapSpec `ebpf:"slots"`
+	Tables        *ebpf.MapSpec `ebpf:"tables"`
+	Tickets       *ebpf.MapSpec `ebpf:"tickets"`
+	Turns         *ebpf.MapSpec `ebpf:"turns"`
+	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
+	Workloads     *ebpf.MapSpec `ebpf:"workloads"`
 }
 
 // meshVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type meshVariableSpecs struct {
-	AttachedCgroup *ebpf.VariableSpec `ebpf:"attached_cgroup"`
-	FirstBytes     *ebpf.VariableSpec `ebpf:"first_bytes"`
-	MeshCloseEvent *ebpf.VariableSpec `ebpf:"mesh_close_event_"`
-	MeshEvent      *ebpf.VariableSpec `ebpf:"mesh_event_"`
-	MeshFlags      *ebpf.VariableSpec `ebpf:"mesh_flags_"`
-	MeshKind       *ebpf.VariableSpec `ebpf:"mesh_kind_"`
-	MeshReason     *ebpf.VariableSpec `ebpf:"mesh_reason_"`
-	MeshRole       *ebpf.VariableSpec `ebpf:"mesh_role_"`
-	MeshTold       *ebpf.VariableSpec `ebpf:"mesh_told_"`
-	ReaderAsleep   *ebpf.VariableSpec `ebpf:"reader_asleep"`
-	Silent         *ebpf.VariableSpec `ebpf:"silent"`
-	SweepAll       *ebpf.VariableSpec `ebpf:"sweep_all"`
-	WakeupBytes    *ebpf.VariableSpec `ebpf:"wakeup_bytes"`
+	AgentPid          *ebpf.VariableSpec `ebpf:"agent_pid"`
+	AttachedCgroup    *ebpf.VariableSpec `ebpf:"attached_cgroup"`
+	CgroupLevels      *ebpf.VariableSpec `ebpf:"cgroup_levels"`
+	CutBackend        *ebpf.VariableSpec `ebpf:"cut_backend"`
+	CutDenied         *ebpf.VariableSpec `ebpf:"cut_denied"`
+	CutTag            *ebpf.VariableSpec `ebpf:"cut_tag"`
+	FirstBytes        *ebpf.VariableSpec `ebpf:"first_bytes"`
+	Mesh              *ebpf.VariableSpec `ebpf:"mesh"`
+	MeshAddress       *ebpf.VariableSpec `ebpf:"mesh_address_"`
+	MeshAlgorithm     *ebpf.VariableSpec `ebpf:"mesh_algorithm_"`
+	MeshBackend       *ebpf.VariableSpec `ebpf:"mesh_backend_"`
+	MeshCloseEvent    *ebpf.VariableSpec `ebpf:"mesh_close_event_"`
+	MeshDecision      *ebpf.VariableSpec `ebpf:"mesh_decision_"`
+	MeshEvent         *ebpf.VariableSpec `ebpf:"mesh_event_"`
+	MeshFlags         *ebpf.VariableSpec `ebpf:"mesh_flags_"`
+	MeshFrontend      *ebpf.VariableSpec `ebpf:"mesh_frontend_"`
+	MeshKind          *ebpf.VariableSpec `ebpf:"mesh_kind_"`
+	MeshLimit         *ebpf.VariableSpec `ebpf:"mesh_limit_"`
+	MeshLimitState    *ebpf.VariableSpec `ebpf:"mesh_limit_state_"`
+	MeshLoad          *ebpf.VariableSpec `ebpf:"mesh_load_"`
+	MeshPolicyBlock   *ebpf.VariableSpec `ebpf:"mesh_policy_block_"`
+	MeshPolicyPort    *ebpf.VariableSpec `ebpf:"mesh_policy_port_"`
+	MeshPolicySet     *ebpf.VariableSpec `ebpf:"mesh_policy_set_"`
+	MeshPolicySource  *ebpf.VariableSpec `ebpf:"mesh_policy_source_"`
+	MeshReason        *ebpf.VariableSpec `ebpf:"mesh_reason_"`
+	MeshRole          *ebpf.VariableSpec `ebpf:"mesh_role_"`
+	MeshRules         *ebpf.VariableSpec `ebpf:"mesh_rules_"`
+	MeshTable         *ebpf.VariableSpec `ebpf:"mesh_table_"`
+	MeshTicket        *ebpf.VariableSpec `ebpf:"mesh_ticket_"`
+	MeshTold          *ebpf.VariableSpec `ebpf:"mesh_told_"`
+	MeshVerdict       *ebpf.VariableSpec `ebpf:"mesh_verdict_"`
+	MeshVerdictKey    *ebpf.VariableSpec `ebpf:"mesh_verdict_key_"`
+	MeshWorkload      *ebpf.VariableSpec `ebpf:"mesh_workload_"`
+	MeshWorkloadFlags *ebpf.VariableSpec `ebpf:"mesh_workload_flags_"`
+	ReaderAsleep      *ebpf.VariableSpec `ebpf:"reader_asleep"`
+	Silent            *ebpf.VariableSpec `ebpf:"silent"`
+	SweepAll          *ebpf.VariableSpec `ebpf:"sweep_all"`
+	WakeupBytes       *ebpf.VariableSpec `ebpf:"wakeup_bytes"`
 }
 
 // meshObjects contains all objects after they have been loaded into the kernel.
@@ -292,20 +565,58 @@ func (o *meshObjects) Close() error {
 //
 // It can be passed to loadMeshObjects or ebpf.CollectionSpec.LoadAndAssign.
 type meshMaps struct {
-	Account     *ebpf.Map `ebpf:"account"`
-	Connections *ebpf.Map `ebpf:"connections"`
-	Events      *ebpf.Map `ebpf:"events"`
-	Lost        *ebpf.Map `ebpf:"lost"`
-	LostTotals  *ebpf.Map `ebpf:"lost_totals"`
+	Account       *ebpf.Map `ebpf:"account"`
+	Addresses     *ebpf.Map `ebpf:"addresses"`
+	Backends      *ebpf.Map `ebpf:"backends"`
+	Cgroups       *ebpf.Map `ebpf:"cgroups"`
+	Connections   *ebpf.Map `ebpf:"connections"`
+	Decisions     *ebpf.Map `ebpf:"decisions"`
+	Events        *ebpf.Map `ebpf:"events"`
+	Frontends     *ebpf.Map `ebpf:"frontends"`
+	LimitStates   *ebpf.Map `ebpf:"limit_states"`
+	Limits        *ebpf.Map `ebpf:"limits"`
+	Loads         *ebpf.Map `ebpf:"loads"`
+	Lost          *ebpf.Map `ebpf:"lost"`
+	LostTotals    *ebpf.Map `ebpf:"lost_totals"`
+	PolicyBlocks  *ebpf.Map `ebpf:"policy_blocks"`
+	PolicyPorts   *ebpf.Map `ebpf:"policy_ports"`
+	PolicySets    *ebpf.Map `ebpf:"policy_sets"`
+	PolicySources *ebpf.Map `ebpf:"policy_sources"`
+	Pools         *ebpf.Map `ebpf:"pools"`
+	Slots         *ebpf.Map `ebpf:"slots"`
+	Tables        *ebpf.Map `ebpf:"tables"`
+	Tickets       *ebpf.Map `ebpf:"tickets"`
+	Turns         *ebpf.Map `ebpf:"turns"`
+	Verdicts      *ebpf.Map `ebpf:"verdicts"`
+	Workloads     *ebpf.Map `ebpf:"workloads"`
 }
 
 func (m *meshMaps) Close() error {
 	return _MeshClose(
 		m.Account,
+		m.Addresses,
+		m.Backends,
+		m.Cgroups,
 		m.Connections,
+		m.Decisions,
 		m.Events,
+		m.Frontends,
+		m.LimitStates,
+		m.Limits,
+		m.Loads,
 		m.Lost,
 		m.LostTotals,
+		m.PolicyBlocks,
+		m.PolicyPorts,
+		m.PolicySets,
+		m.PolicySources,
+		m.Pools,
+		m.Slots,
+		m.Tables,
+		m.Tickets,
+		m.Turns,
+		m.Verdicts,
+		m.Workloads,
 	)
 }
 
@@ -313,19 +624,44 @@ func (m *meshMaps) Close() error {
 //
 // It can be passed to loadMeshObjects or ebpf.CollectionSpec.LoadAndAssign.
 type meshVariables struct {
-	AttachedCgroup *ebpf.Variable `ebpf:"attached_cgroup"`
-	FirstBytes     *ebpf.Variable `ebpf:"first_bytes"`
-	MeshCloseEvent *ebpf.Variable `ebpf:"mesh_close_event_"`
-	MeshEvent      *ebpf.Variable `ebpf:"mesh_event_"`
-	MeshFlags      *ebpf.Variable `ebpf:"mesh_flags_"`
-	MeshKind       *ebpf.Variable `ebpf:"mesh_kind_"`
-	MeshReason     *ebpf.Variable `ebpf:"mesh_reason_"`
-	MeshRole       *ebpf.Variable `ebpf:"mesh_role_"`
-	MeshTold       *ebpf.Variable `ebpf:"mesh_told_"`
-	ReaderAsleep   *ebpf.Variable `ebpf:"reader_asleep"`
-	Silent         *ebpf.Variable `ebpf:"silent"`
-	SweepAll       *ebpf.Variable `ebpf:"sweep_all"`
-	WakeupBytes    *ebpf.Variable `ebpf:"wakeup_bytes"`
+	AgentPid          *ebpf.Variable `ebpf:"agent_pid"`
+	AttachedCgroup    *ebpf.Variable `ebpf:"attached_cgroup"`
+	CgroupLevels      *ebpf.Variable `ebpf:"cgroup_levels"`
+	CutBackend        *ebpf.Variable `ebpf:"cut_backend"`
+	CutDenied         *ebpf.Variable `ebpf:"cut_denied"`
+	CutTag            *ebpf.Variable `ebpf:"cut_tag"`
+	FirstBytes        *ebpf.Variable `ebpf:"first_bytes"`
+	Mesh              *ebpf.Variable `ebpf:"mesh"`
+	MeshAddress       *ebpf.Variable `ebpf:"mesh_address_"`
+	MeshAlgorithm     *ebpf.Variable `ebpf:"mesh_algorithm_"`
+	MeshBackend       *ebpf.Variable `ebpf:"mesh_backend_"`
+	MeshCloseEvent    *ebpf.Variable `ebpf:"mesh_close_event_"`
+	MeshDecision      *ebpf.Variable `ebpf:"mesh_decision_"`
+	MeshEvent         *ebpf.Variable `ebpf:"mesh_event_"`
+	MeshFlags         *ebpf.Variable `ebpf:"mesh_flags_"`
+	MeshFrontend      *ebpf.Variable `ebpf:"mesh_frontend_"`
+	MeshKind          *ebpf.Variable `ebpf:"mesh_kind_"`
+	MeshLimit         *ebpf.Variable `ebpf:"mesh_limit_"`
+	MeshLimitState    *ebpf.Variable `ebpf:"mesh_limit_state_"`
+	MeshLoad          *ebpf.Variable `ebpf:"mesh_load_"`
+	MeshPolicyBlock   *ebpf.Variable `ebpf:"mesh_policy_block_"`
+	MeshPolicyPort    *ebpf.Variable `ebpf:"mesh_policy_port_"`
+	MeshPolicySet     *ebpf.Variable `ebpf:"mesh_policy_set_"`
+	MeshPolicySource  *ebpf.Variable `ebpf:"mesh_policy_source_"`
+	MeshReason        *ebpf.Variable `ebpf:"mesh_reason_"`
+	MeshRole          *ebpf.Variable `ebpf:"mesh_role_"`
+	MeshRules         *ebpf.Variable `ebpf:"mesh_rules_"`
+	MeshTable         *ebpf.Variable `ebpf:"mesh_table_"`
+	MeshTicket        *ebpf.Variable `ebpf:"mesh_ticket_"`
+	MeshTold          *ebpf.Variable `ebpf:"mesh_told_"`
+	MeshVerdict       *ebpf.Variable `ebpf:"mesh_verdict_"`
+	MeshVerdictKey    *ebpf.Variable `ebpf:"mesh_verdict_key_"`
+	MeshWorkload      *ebpf.Variable `ebpf:"mesh_workload_"`
+	MeshWorkloadFlags *ebpf.Variable `ebpf:"mesh_workload_flags_"`
+	ReaderAsleep      *ebpf.Variable `ebpf:"reader_asleep"`
+	Silent            *ebpf.Variable `ebpf:"silent"`
+	SweepAll          *ebpf.Variable `ebpf:"sweep_all"`
+	WakeupBytes       *ebpf.Variable `ebpf:"wakeup_bytes"`
 }
 
 // meshPrograms contains all programs after they have been loaded into the kernel.
@@ -336,6 +672,12 @@ type meshPrograms struct {
 	MeshAdoptOwners *ebpf.Program `ebpf:"mesh_adopt_owners"`
 	MeshConnect4    *ebpf.Program `ebpf:"mesh_connect4"`
 	MeshConnect6    *ebpf.Program `ebpf:"mesh_connect6"`
+	MeshCreate      *ebpf.Program `ebpf:"mesh_create"`
+	MeshCut         *ebpf.Program `ebpf:"mesh_cut"`
+	MeshLookup      *ebpf.Program `ebpf:"mesh_lookup"`
+	MeshPeername4   *ebpf.Program `ebpf:"mesh_peername4"`
+	MeshPeername6   *ebpf.Program `ebpf:"mesh_peername6"`
+	MeshRelease     *ebpf.Program `ebpf:"mesh_release"`
 	MeshSockops     *ebpf.Program `ebpf:"mesh_sockops"`
 	MeshState       *ebpf.Program `ebpf:"mesh_state"`
 	MeshSweep       *ebpf.Program `ebpf:"mesh_sweep"`
@@ -347,6 +689,12 @@ func (p *meshPrograms) Close() error {
 		p.MeshAdoptOwners,
 		p.MeshConnect4,
 		p.MeshConnect6,
+		p.MeshCreate,
+		p.MeshCut,
+		p.MeshLookup,
+		p.MeshPeername4,
+		p.MeshPeername6,
+		p.MeshRelease,
 		p.MeshSockops,
 		p.MeshState,
 		p.MeshSweep,

@@ -25,6 +25,8 @@ type Kernel struct {
 	// Aggregated and Totalled count close events that were lost or sampled out and whose sums the kernel kept, by edge or by role and reason only.
 	Aggregated uint64 `json:"aggregated"`
 	Totalled   uint64 `json:"totalled"`
+	// Refused counts by role what the mesh refused. Those of clients are in Attempts and in Failed too.
+	Refused map[string]uint64 `json:"refused"`
 }
 
 // Live is how many connections are open or connecting.
@@ -71,10 +73,11 @@ func New(before, after Kernel, user User) Account {
 	sent := func(kind connection.Kind) uint64 {
 		return after.Submitted[kind.String()] + after.ReserveFailed[kind.String()] + after.SampledOut[kind.String()]
 	}
-	lack(before.Failed+before.Closed[connection.Client.String()]+before.Closed[connection.Server.String()], sent(connection.Close))
+	lack(before.Failed+before.Closed[connection.Client.String()]+before.Closed[connection.Server.String()]+before.Refused[connection.Server.String()],
+		sent(connection.Close))
 	// A close that was lost or not asked for is made up for by its sums, in one place or the other.
 	lack(before.ReserveFailed[connection.Close.String()]+before.SampledOut[connection.Close.String()], after.Aggregated+after.Totalled)
-	lack(before.Attempts, sent(connection.PreConnect)+after.StorageFailed[connection.Client.String()]+after.AdoptedConnecting)
+	lack(before.Attempts, sent(connection.PreConnect)+after.StorageFailed[connection.Client.String()]+after.AdoptedConnecting+after.Refused[connection.Client.String()])
 	lack(before.Established[connection.Client.String()]+before.Established[connection.Server.String()],
 		sent(connection.Established)+after.StatelessEstablished)
 	return a

@@ -50,6 +50,8 @@ type Config struct {
 	Budget Budget `yaml:"budget"`
 	// Profiling is where profiles of the agent itself go.
 	Profiling Profiling `yaml:"profiling"`
+	// Mesh is what connections are steered and judged by.
+	Mesh Mesh `yaml:"mesh"`
 }
 
 // OTLP is where to send the three signals. Nothing is sent while no endpoint is set.
@@ -120,6 +122,7 @@ func Default() Config {
 		FirstByteTimes: true,
 		MaxConnections: 1_000_000,
 		MaxEdges:       10_000,
+		Mesh:           defaultMesh(),
 		Budget:         Budget{CPU: 0.01, Memory: 128 << 20, Slow: 500 * time.Millisecond},
 		Profiling:      Profiling{Pyroscope: Pyroscope{Application: "sidelight"}},
 		PeerGroups: []PeerGroup{{
@@ -196,6 +199,7 @@ func (c *Config) Validate() error {
 	errs = append(errs, c.OTLP.validate()...)
 	errs = append(errs, c.Budget.validate()...)
 	errs = append(errs, c.Profiling.Pyroscope.validate()...)
+	errs = append(errs, c.Mesh.validate()...)
 	return errors.Join(errs...)
 }
 

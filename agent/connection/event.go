@@ -102,6 +102,7 @@ type Event struct {
 	Owner         Owner
 	Totals        Totals   // of Close and Sweep only
 	Reported      Reported // of Close and Sweep only
+	Decision      Decision // of the mesh; there if Flags has Decided
 }
 
 // Reported is what user space had been told of the totals before an event. Sums take the difference, modulo the width of the field: a
@@ -130,6 +131,12 @@ const (
 	AdoptedOpen Flags = 2
 	// Stateless found no room for its state in the kernel: only its Close is told, and all its times are that of the Close.
 	Stateless Flags = 4
+	// Decided says that there is an Event.Decision.
+	Decided Flags = 8
+	// RefusedHere was refused by the mesh: a client's SYN never left, a server never saw it.
+	RefusedHere Flags = 16
+	// Revoked was allowed by policies and cut when they allowed it no more.
+	Revoked Flags = 32
 )
 
 // StartKnown says whether Key.StartNS is when the connection started.

@@ -36,6 +36,11 @@ func (e *Event) Trace() Trace {
 	var buf [40]byte
 	client, server := e.Client(), e.Server()
 	c, s := client.Addr().As16(), server.Addr().As16()
+	if e.Flags&RefusedHere != 0 {
+		// No SYN left, or nobody saw it: what names it is of this end alone.
+		binary.BigEndian.PutUint64(c[:8], e.Key.Cookie)
+		binary.BigEndian.PutUint64(c[8:], e.Key.StartNS)
+	}
 	copy(buf[0:], c[:])
 	copy(buf[16:], s[:])
 	binary.BigEndian.PutUint16(buf[32:], client.Port())

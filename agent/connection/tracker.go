@@ -42,6 +42,8 @@ func ChangeOf(e *Event) Change {
 	case e.EstablishedNS != 0:
 		c.Closed = 1
 		c.Open--
+	case e.Role == Server: // refused before there was a socket
+		c.Failed = 1
 	default:
 		c.Failed = 1
 		c.Connecting--
@@ -57,6 +59,10 @@ type Loss struct {
 	Reason   Reason
 	CgroupID uint64
 	Peer     netip.Addr
+	// As of a Decision: 0 where there is none.
+	Service     uint32
+	Destination uint32
+	Refused     bool // by the mesh
 
 	Attempts       uint64
 	Established    uint64

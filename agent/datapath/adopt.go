@@ -45,7 +45,11 @@ func (d *Datapath) adoptConnections() error {
 		return fmt.Errorf("attach iterator over TCP sockets: %w", err)
 	}
 	defer iterator.Close()
-	all := openNamespaces()
+	return inNamespaces(iterator, openNamespaces())
+}
+
+// inNamespaces walks in this process's network namespace and in those given, which it closes.
+func inNamespaces(iterator *link.Iter, all map[uint64]*os.File) error {
 	defer func() {
 		for _, ns := range all {
 			ns.Close()

@@ -28,6 +28,8 @@ type Options struct {
 	// Silent are the kinds of events that are not to be sent. What they would have told comes with a later event or the sweep, or if it is
 	// the Close, as sums: see Losses.
 	Silent []connection.Kind
+	// Mesh has the sizes of the mesh's maps by their names; nil: there is no mesh, and nothing of it in the programs.
+	Mesh map[string]uint32
 }
 
 // Datapath is the loaded kernel side.
@@ -37,6 +39,7 @@ type Datapath struct {
 	links   []link.Link
 	trace   trace
 	losses  losses
+	mesh    meshState
 }
 
 // Load loads programs and maps. It attaches nothing. A feature that the kernel lacks is a *FeatureError.
@@ -52,12 +55,22 @@ func Load(options Options) (*Datapath, error) {
 	}
 	for name, value := range map[string]any{
 		bpf.WakeupBytes: options.WakeupBytes, bpf.AttachedCgroup: id, bpf.FirstBytes: options.FirstBytes, bpf.Silent: silentBits(options.Silent),
+		bpf.Mesh: options.Mesh != nil,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)
 		}
 	}
+	for name, size := range options.Mesh {
+		if spec.Maps[name] == nil {
+			return nil, fmt.Errorf("set size of map %s: there is none", name)
+		}
+		spec.Maps[name].MaxEntries = size
+	}
 	d := &Datapath{cgroup: options.Cgroup, losses: losses{byEdge: make(map[bpf.LostKey]bpf.Lost), totals: make(map[uint32]bpf.Lost)}}
+	if options.Mesh != nil {
+		d.mesh = meshState{on: true, lookups: make(map[uint64]*lookup)}
+	}
 	if err := spec.LoadAndAssign(&d.objects, nil); err != nil {
 		// The probes cost a few milliseconds and say what a verifier message cannot.
 		for _, f := range Features() {
@@ -90,6 +103,9 @@ func (d *Datapath) SetSilent(kinds []connection.Kind) error {
 // Attach attaches the programs to the cgroup by links, which the kernel takes off when this process ends, however it ends.
 // Programs that others attached there stay and go on running.
 func (d *Datapath) Attach() error {
+	if err := d.attachMesh(); err != nil {
+		return errors.Join(err, d.detach())
+	}
 	for _, a := range []struct {
 		attach  ebpf.AttachType
 		program *ebpf.Program
@@ -99,12 +115,19 @@ func (d *Datapath) Attach() error {
 		{ebpf.AttachCGroupInet4Connect, d.objects.MeshConnect4},
 		{ebpf.AttachCGroupInet6Connect, d.objects.MeshConnect6},
 	} {
-		l, err := link.AttachCgroup(link.CgroupOptions{Path: d.cgroup.Dir, Attach: a.attach, Program: a.program})
-		if err != nil {
-			return errors.Join(fmt.Errorf("attach %v to %s: %w", a.attach, d.cgroup.Dir, err), d.detach())
+		if err := d.attachCgroup(a.attach, a.program); err != nil {
+			return errors.Join(err, d.detach())
 		}
-		d.links = append(d.links, l)
 	}
+	return nil
+}
+
+func (d *Datapath) attachCgroup(attach ebpf.AttachType, program *ebpf.Program) error {
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: d.cgroup.Dir, Attach: attach, Program: program})
+	if err != nil {
+		return fmt.Errorf("attach %v to %s: %w", attach, d.cgroup.Dir, err)
+	}
+	d.links = append(d.links, l)
 	return nil
 }
 
@@ -133,8 +156,13 @@ func (d *Datapath) Sweep(all bool, record func([]byte)) error {
 		n, err := run.Read(buf[have:])
 		have += n
 		used := 0
-		for ; have-used >= bpf.CloseEventSize; used += bpf.CloseEventSize {
-			record(buf[used : used+bpf.CloseEventSize])
+		for {
+			size := bpf.SweepSize(buf[used:have])
+			if size == 0 {
+				break
+			}
+			record(buf[used : used+size])
+			used += size
 		}
 		have = copy(buf, buf[used:have])
 		if errors.Is(err, io.EOF) {
@@ -188,6 +216,7 @@ func (d *Datapath) Account() (Account, error) {
 			sum.Adopted[i] += a.Adopted[i]
 			sum.Closed[i] += a.Closed[i]
 			sum.StorageFailed[i] += a.StorageFailed[i]
+			sum.Refused[i] += a.Refused[i]
 		}
 		for i := range sum.Submitted {
 			sum.Submitted[i] += a.Submitted[i]
@@ -212,16 +241,13 @@ type ProgramStats struct {
 // costs every program of the machine some tens of nanoseconds a run; Runs is 0 where it never was.
 func (d *Datapath) ProgramStats() ([]ProgramStats, error) {
 	var all []ProgramStats
-	for _, p := range []struct {
-		name    string
-		program *ebpf.Program
-	}{
+	for _, p := range append(d.meshPrograms(), []namedProgram{
 		{"mesh_connect4", d.objects.MeshConnect4},
 		{"mesh_connect6", d.objects.MeshConnect6},
 		{"mesh_sockops", d.objects.MeshSockops},
 		{"mesh_state", d.objects.MeshState},
 		{sweepProgram, d.objects.MeshSweep},
-	} {
+	}...) {
 		stats, err := p.program.Stats()
 		if err != nil {
 			return nil, fmt.Errorf("read statistics of %s: %w", p.name, err)
@@ -235,7 +261,7 @@ func (d *Datapath) ProgramStats() ([]ProgramStats, error) {
 func (d *Datapath) Detach() error { return d.detach() }
 
 func (d *Datapath) detach() error {
-	errs := []error{d.trace.detach()}
+	errs := []error{d.trace.detach(), d.mesh.detach()}
 	for i := len(d.links) - 1; i >= 0; i-- {
 		errs = append(errs, d.links[i].Close())
 	}

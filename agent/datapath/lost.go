@@ -37,6 +37,7 @@ func (d *Datapath) Losses() ([]connection.Loss, error) {
 			found = append(found, lossOf(connection.Role(key.Role), connection.Reason(key.Reason), now, before))
 			l := &found[len(found)-1]
 			l.CgroupID, l.Peer = key.CgroupId, netip.AddrFrom16(key.PeerAddr).Unmap()
+			l.Service, l.Destination, l.Refused = key.Service, key.Destination, key.Refused != 0
 		}
 	}
 	if err := entries.Err(); err != nil {

@@ -32,6 +32,8 @@ type Identity struct {
 	Local   *Workload // never nil
 	Peer    *Workload // never nil
 	Process *Process  // nil when unknown
+	// Decision has the names of what the mesh decided; nil if it had no say.
+	Decision *Decision
 }
 
 // Record is a connection's record with its two ends named.
@@ -48,7 +50,15 @@ type Loss struct {
 func NewLoss(loss *connection.Loss, at time.Time, identify func(*connection.Event) Identity) Loss {
 	named := Loss{Loss: *loss, At: at}
 	if loss.Peer.IsValid() {
-		named.Identity = identify(&connection.Event{CgroupID: loss.CgroupID, Peer: netip.AddrPortFrom(loss.Peer, 0)})
+		e := connection.Event{CgroupID: loss.CgroupID, Peer: netip.AddrPortFrom(loss.Peer, 0), Role: loss.Role}
+		if loss.Service != 0 || loss.Destination != 0 {
+			e.Flags = connection.Decided
+			e.Decision = connection.Decision{Service: loss.Service, Destination: loss.Destination, Rule: connection.NoRule, DryRule: connection.NoRule}
+		}
+		if loss.Refused {
+			e.Flags |= connection.RefusedHere
+		}
+		named.Identity = identify(&e)
 	}
 	return named
 }
@@ -70,6 +80,7 @@ type Enricher struct {
 	cgroups   *cgroups
 	processes *processes
 	peers     *Peers
+	mesh      *Mesh // nil without
 }
 
 // New returns an enricher that finds cgroups below the given cgroup2 mount point.
@@ -86,9 +97,16 @@ func (e *Enricher) Close() error { return e.cgroups.close() }
 
 // Identify names the ends of an event's connection. It may read files the first time that it sees a cgroup or a process.
 func (e *Enricher) Identify(event *connection.Event) Identity {
-	return Identity{
+	id := Identity{
 		Local:   e.cgroups.workload(event.CgroupID),
 		Peer:    e.peers.Find(event.Peer.Addr()),
 		Process: e.processes.process(event.Owner),
 	}
+	if e.mesh != nil {
+		e.mesh.identify(event, &id)
+	}
+	return id
 }
+
+// Use puts names of a mesh on connections. It is called before the first Identify.
+func (e *Enricher) Use(m *Mesh) { e.mesh = m }

@@ -16,6 +16,7 @@ import (
 func TestOffsets(t *testing.T) {
 	var e bpf.Event
 	var c bpf.CloseEvent
+	var d bpf.Decision
 	tests := []struct {
 		name string
 		got  uintptr
@@ -53,6 +54,22 @@ func TestOffsets(t *testing.T) {
 		{"retransmits", offRetransmits, unsafe.Offsetof(c.Retransmits)},
 		{"srtt_us", offSRTT, unsafe.Offsetof(c.SrttUs)},
 		{"min_rtt_us", offMinRTT, unsafe.Offsetof(c.MinRttUs)},
+		{"original_addr", offOriginalAddr, unsafe.Offsetof(d.OriginalAddr)},
+		{"original_port", offOriginalPort, unsafe.Offsetof(d.OriginalPort)},
+		{"verdict", offVerdict, unsafe.Offsetof(d.Verdict)},
+		{"dry_verdict", offDryVerdict, unsafe.Offsetof(d.DryVerdict)},
+		{"service", offService, unsafe.Offsetof(d.Service)},
+		{"backend", offBackend, unsafe.Offsetof(d.Backend)},
+		{"backend_tag", offBackendTag, unsafe.Offsetof(d.BackendTag)},
+		{"destination", offDestination, unsafe.Offsetof(d.Destination)},
+		{"policy_set", offPolicySet, unsafe.Offsetof(d.PolicySet)},
+		{"rule", offRule, unsafe.Offsetof(d.Rule)},
+		{"dry_rule", offDryRule, unsafe.Offsetof(d.DryRule)},
+		{"limit", offLimit, unsafe.Offsetof(d.Limit)},
+		{"limit_value", offLimitValue, unsafe.Offsetof(d.LimitValue)},
+		{"decision_ns", offDecisionNS, unsafe.Offsetof(d.DecisionNs)},
+		{"generation", offGeneration, unsafe.Offsetof(d.Generation)},
+		{"sizeof(struct mesh_decision)", bpf.DecisionSize, unsafe.Sizeof(d)},
 		{"sizeof(struct mesh_event)", bpf.EventSize, unsafe.Sizeof(e)},
 		{"sizeof(struct mesh_close_event)", bpf.CloseEventSize, unsafe.Sizeof(c)},
 	}
@@ -129,6 +146,13 @@ func TestConstants(t *testing.T) {
 		{"adopted", uint32(connection.Adopted), bpf.Adopted},
 		{"adopted open", uint32(connection.AdoptedOpen), bpf.AdoptedOpen},
 		{"stateless", uint32(connection.Stateless), bpf.Stateless},
+		{"decided", uint32(connection.Decided), bpf.Decided},
+		{"revoked", uint32(connection.Revoked), bpf.Revoked},
+		{"refused here", uint32(connection.RefusedHere), bpf.RefusedHere},
+		{"no verdict", uint8(connection.VerdictNone), bpf.VerdictNone},
+		{"allow", uint8(connection.VerdictAllow), bpf.VerdictAllow},
+		{"deny", uint8(connection.VerdictDeny), bpf.VerdictDeny},
+		{"no rule", uint16(connection.NoRule), bpf.NoRule},
 		{"the number of reasons", uint8(connection.ReasonCount), bpf.ReasonCount},
 		// Stats counts by kind, so it needs room for each.
 		{"room in Stats", uint8(len(new(Stats).Decoded)), bpf.KindCount},

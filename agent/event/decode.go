@@ -45,6 +45,25 @@ const (
 	offMinRTT        = 196
 )
 
+// Offsets of struct mesh_decision.
+const (
+	offOriginalAddr = 0
+	offOriginalPort = 16
+	offVerdict      = 18
+	offDryVerdict   = 19
+	offService      = 20
+	offBackend      = 24
+	offBackendTag   = 28
+	offDestination  = 32
+	offPolicySet    = 36
+	offRule         = 40
+	offDryRule      = 42
+	offLimit        = 44
+	offLimitValue   = 48
+	offDecisionNS   = 52
+	offGeneration   = 56
+)
+
 // Decode reads one record of the ring, or of a sweep, into an event, overwriting it whole. It allocates only for the error, which says what a
 // kernel program of the same build can never send: treat it as corruption, count it and go on.
 func Decode(b []byte, e *connection.Event) error {
@@ -56,6 +75,11 @@ func Decode(b []byte, e *connection.Event) error {
 	withTotals := kind == bpf.Close || kind == bpf.Sweep
 	if withTotals {
 		want = bpf.CloseEventSize
+	}
+	decision := want
+	decided := uint32(binary.LittleEndian.Uint16(b[offFlags:]))&bpf.Decided != 0
+	if decided {
+		want += bpf.DecisionSize
 	}
 	switch {
 	case kind == 0 || kind >= bpf.KindCount:
@@ -89,6 +113,9 @@ func Decode(b []byte, e *connection.Event) error {
 			Comm:            [16]byte(b[offOwnerComm:]),
 		},
 	}
+	if decided {
+		decodeDecision(b[decision:], &e.Decision)
+	}
 	if !withTotals {
 		return nil
 	}
@@ -112,6 +139,26 @@ func Decode(b []byte, e *connection.Event) error {
 		e.Totals.MinRTTUS = 0
 	}
 	return nil
+}
+
+func decodeDecision(b []byte, d *connection.Decision) {
+	le := binary.LittleEndian
+	*d = connection.Decision{
+		Original:    addrPort(b[offOriginalAddr:], b[offOriginalPort:]),
+		Verdict:     connection.Verdict(b[offVerdict]),
+		DryVerdict:  connection.Verdict(b[offDryVerdict]),
+		Service:     le.Uint32(b[offService:]),
+		Backend:     le.Uint32(b[offBackend:]),
+		BackendTag:  le.Uint32(b[offBackendTag:]),
+		Destination: le.Uint32(b[offDestination:]),
+		PolicySet:   le.Uint32(b[offPolicySet:]),
+		Rule:        le.Uint16(b[offRule:]),
+		DryRule:     le.Uint16(b[offDryRule:]),
+		Limit:       le.Uint32(b[offLimit:]),
+		LimitValue:  le.Uint32(b[offLimitValue:]),
+		DecisionNS:  le.Uint32(b[offDecisionNS:]),
+		Generation:  le.Uint64(b[offGeneration:]),
+	}
 }
 
 func addrPort(addr, port []byte) netip.AddrPort {

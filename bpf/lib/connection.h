@@ -4,8 +4,10 @@
 #define SIDELIGHT_CONNECTION_H
 
 #include "account.h"
+#include "decided.h"
 #include "emit.h"
 #include "end.h"
+#include "inbound.h"
 #include "owner.h"
 #include "socket.h"
 #include "stateless.h"
@@ -50,20 +52,24 @@ static __always_inline void connection_identify(struct mesh_connection *conn, st
 		conn->event.client_isn = tp->write_seq;
 }
 
-/* cgroup/connect4 and 6: connect() was called. A later connect() of the same socket starts a new connection. */
-static __always_inline void connection_called(struct bpf_sock_addr *ctx)
+/*
+ * cgroup/connect4 and 6: connect() was called. A later connect() of the same socket starts a new connection. NULL: it is none of ours, or
+ * there is no room for its state.
+ */
+static __always_inline struct mesh_connection *connection_called(struct bpf_sock_addr *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct mesh_connection *conn;
 
 	if (!sk || ctx->protocol != IPPROTO_TCP)
-		return;
+		return NULL;
 	conn = connection_renew(sk);
 	if (!conn)
-		return;
+		return NULL;
 	owner_from_current(&conn->event.owner);
 	conn->event.start_ns = bpf_ktime_get_ns();
 	conn->phase = MESH_CALLED;
+	return conn;
 }
 
 /* BPF_SOCK_OPS_TCP_CONNECT_CB: tcp_connect() is about to build the SYN; ports and addresses are chosen. */
@@ -71,6 +77,7 @@ static __always_inline void connection_connect(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct mesh_connection *conn;
+	struct mesh_decided *decided;
 	bool called;
 	__u64 now;
 
@@ -82,6 +89,8 @@ static __always_inline void connection_connect(struct bpf_sock_ops *ctx)
 	called = conn && conn->phase == MESH_CALLED;
 	if (!called)
 		conn = connection_renew(sk);
+	decided = decided_find(sk, conn);
+	decided_sent(decided);
 	if (!conn) {
 		stateless_begin(ctx, MESH_CLIENT);
 		return;
@@ -92,11 +101,12 @@ static __always_inline void connection_connect(struct bpf_sock_ops *ctx)
 		conn->event.start_ns = now;
 	}
 	connection_identify(conn, ctx, sk, MESH_CLIENT);
+	inbound_announce(decided, &conn->event);
 	conn->event.connect_ns = now;
 	conn->phase = MESH_CONNECTING;
 	/* From here on, not from the handshake on: a connect that fails must show too. */
 	callbacks_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
-	emit_event(conn, MESH_PRE_CONNECT, MESH_TOLD_ATTEMPT, now);
+	emit_event(conn, decided, MESH_PRE_CONNECT, MESH_TOLD_ATTEMPT, now);
 }
 
 /*
@@ -106,6 +116,7 @@ static __always_inline void connection_connect(struct bpf_sock_ops *ctx)
 static __always_inline void connection_established(struct bpf_sock_ops *ctx, bool passive)
 {
 	struct bpf_sock *sk = ctx->sk;
+	struct mesh_decided *decided;
 	struct mesh_connection *conn;
 	struct tcp_sock *tp;
 	__u32 tells;
@@ -115,6 +126,8 @@ static __always_inline void connection_established(struct bpf_sock_ops *ctx, boo
 		return;
 	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
 	now = bpf_ktime_get_ns();
+	decided = decided_find(sk, conn);
+	decided_established(decided);
 	if (conn && conn->phase == MESH_CONNECTING) {
 		tells = MESH_TOLD_ATTEMPT | MESH_TOLD_ESTABLISHED;
 		account_add(established[MESH_CLIENT]);
@@ -131,6 +144,7 @@ static __always_inline void connection_established(struct bpf_sock_ops *ctx, boo
 			return;
 		}
 		connection_identify(conn, ctx, sk, MESH_SERVER);
+		decided = inbound_admitted(sk, conn);
 		conn->event.start_ns = now;
 		tells = MESH_TOLD_ESTABLISHED;
 		account_add(established[MESH_SERVER]);
@@ -150,7 +164,7 @@ static __always_inline void connection_established(struct bpf_sock_ops *ctx, boo
 		account_add(traced_closed);
 	}
 	callbacks_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG | first_bytes_flag());
-	emit_event(conn, MESH_ESTABLISHED, tells, now);
+	emit_event(conn, decided, MESH_ESTABLISHED, tells, now);
 }
 
 /* BPF_SOCK_OPS_TCP_LISTEN_CB, in the context of listen(): whose sockets the accepted ones will be. */
@@ -215,9 +229,12 @@ static __always_inline void connection_fin(struct bpf_sock_ops *ctx)
 static __always_inline void connection_close(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
-	struct mesh_close_event close;
+	struct mesh_told_close out;
 	struct mesh_connection *conn;
+	struct mesh_decided *decided;
 	struct tcp_sock *tp;
+	/* Once, at its place: clang moves the context's pointer for a second look, which the verifier does not allow. */
+	__u32 old_state = *(volatile __u32 *)&ctx->args[0];
 
 	if (!sk)
 		return;
@@ -225,15 +242,21 @@ static __always_inline void connection_close(struct bpf_sock_ops *ctx)
 	if (!tp)
 		return;
 	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	decided = decided_find(sk, conn);
+	decided_ended(decided, old_state != BPF_TCP_SYN_SENT && old_state != BPF_TCP_SYN_RECV);
 	if (conn) {
 		/* Another program asked for these callbacks, and mesh_state sees the end too. */
-		if (conn->traced || !end_begin(conn, &close))
+		if (conn->traced || !end_begin(conn, &out.close))
 			return;
-	} else if (!stateless_end(ctx, tp, &close)) {
+	} else if (!stateless_end(ctx, tp, &out.close)) {
 		return;
 	}
-	close.event.event_ns = bpf_ktime_get_ns();
-	end_tell(&close, conn, tp, ctx->args[0]);
+	out.close.event.event_ns = bpf_ktime_get_ns();
+	if (decided) {
+		out.close.event.flags |= MESH_DECIDED;
+		out.decision = decided->decision;
+	}
+	end_tell(&out, conn, tp, old_state);
 }
 
 #endif

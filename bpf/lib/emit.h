@@ -3,6 +3,7 @@
 #define SIDELIGHT_EMIT_H
 
 #include "account.h"
+#include "identity.h"
 
 /* Pending bytes at which user space is woken; below it, it comes by itself on a timer. Set at load from the ring's size. */
 const volatile __u64 wakeup_bytes = 512 << 10;
@@ -45,16 +46,37 @@ static __always_inline void emit_wake(void)
 		bpf_ringbuf_discard(empty, BPF_RB_FORCE_WAKEUP);
 }
 
-/* tells: enum mesh_told, what user space knows once it has this event. A lost one leaves it to the next to tell. */
-static __always_inline void emit_event(struct mesh_connection *conn, __u8 kind, __u32 tells, __u64 now)
+/* A MESH_CLOSE with its decision, which is there if its flag says so. */
+struct mesh_told_close {
+	struct mesh_close_event close;
+	struct mesh_decision decision;
+};
+
+struct mesh_told_event {
+	struct mesh_event event;
+	struct mesh_decision decision;
+};
+
+/*
+ * decided: NULL without a decision. tells: enum mesh_told, what user space knows once it has this event. A lost one leaves it to the next to
+ * tell.
+ */
+static __always_inline void emit_event(struct mesh_connection *conn, const struct mesh_decided *decided, __u8 kind, __u32 tells,
+				       __u64 now)
 {
+	struct mesh_told_event *both;
 	struct mesh_event *out;
 
 	if (silent & 1U << kind) {
 		account_add(sampled_out[kind]);
 		return;
 	}
-	out = bpf_ringbuf_reserve(&events, sizeof(*out), 0);
+	if (decided) {
+		both = bpf_ringbuf_reserve(&events, sizeof(*both), 0);
+		out = &both->event;
+	} else {
+		out = bpf_ringbuf_reserve(&events, sizeof(*out), 0);
+	}
 	if (!out) {
 		account_add(reserve_failed[kind]);
 		return;
@@ -64,18 +86,22 @@ static __always_inline void emit_event(struct mesh_connection *conn, __u8 kind, 
 	out->told = __sync_fetch_and_or(&conn->told, tells);
 	out->kind = kind;
 	out->event_ns = now;
+	if (decided)
+		((struct mesh_told_event *)out)->decision = decided->decision;
 	bpf_ringbuf_submit(out, emit_flags());
 	emit_wake();
 }
 
 /* Whether user space gets it. Its size makes one call with a copy in the kernel cheaper than filling in what was reserved. */
-static __always_inline bool emit_close(struct mesh_close_event *close)
+static __always_inline bool emit_close(struct mesh_told_close *out)
 {
+	__u64 size = mesh && out->close.event.flags & MESH_DECIDED ? sizeof(*out) : sizeof(out->close);
+
 	if (silent & 1U << MESH_CLOSE) {
 		account_add(sampled_out[MESH_CLOSE]);
 		return false;
 	}
-	if (bpf_ringbuf_output(&events, close, sizeof(*close), emit_flags())) {
+	if (bpf_ringbuf_output(&events, out, size, emit_flags())) {
 		account_add(reserve_failed[MESH_CLOSE]);
 		return false;
 	}

@@ -33,10 +33,11 @@ static __always_inline bool end_begin(struct mesh_connection *conn, struct mesh_
 	return true;
 }
 
-/* Tells the end of a connection whose event is filled in. conn: NULL when there is no state. */
-static __always_inline void end_tell(struct mesh_close_event *close, struct mesh_connection *conn, struct tcp_sock *tp,
+/* Tells the end of a connection whose event is filled in, its decision with it if the flag is set. conn: NULL when there is no state. */
+static __always_inline void end_tell(struct mesh_told_close *out, struct mesh_connection *conn, struct tcp_sock *tp,
 				     __u8 old_state)
 {
+	struct mesh_close_event *close = &out->close;
 	struct sock *sk = &tp->inet_conn.icsk_inet.sk;
 
 	close->sk_err = sk->sk_err;
@@ -54,8 +55,9 @@ static __always_inline void end_tell(struct mesh_close_event *close, struct mesh
 		close->reported_retransmits = __sync_lock_test_and_set(&conn->reported_retransmits, MESH_REPORTED_ALL_32);
 		close->reported_syn_retransmits = __sync_lock_test_and_set(&conn->reported_syn_retransmits, MESH_REPORTED_ALL_32);
 	}
-	if (!emit_close(close))
-		lost_add(close);
+	if (!emit_close(out))
+		lost_add(close, close->event.flags & MESH_DECIDED ? out->decision.service : 0,
+			 close->event.flags & MESH_DECIDED ? out->decision.destination : 0);
 }
 
 #endif

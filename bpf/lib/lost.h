@@ -5,13 +5,17 @@
 
 #include "account.h"
 
-static __always_inline struct mesh_lost *lost_find(const struct mesh_event *event, __u8 reason, bool *by_edge)
+static __always_inline struct mesh_lost *lost_find(const struct mesh_event *event, __u8 reason, __u32 service, __u32 destination,
+						   bool *by_edge)
 {
 	static const struct mesh_lost none;
 	struct mesh_lost_key key = {
 		.cgroup_id = event->cgroup_id,
 		.role = event->role,
 		.reason = reason,
+		.service = service,
+		.destination = destination,
+		.refused = !!(event->flags & MESH_REFUSED_HERE),
 	};
 	struct mesh_lost *sums;
 	__u32 total;
@@ -34,7 +38,7 @@ static __always_inline struct mesh_lost *lost_find(const struct mesh_event *even
  * Adds what the event would have: the same sums that agent/connection makes of one that gets through. A function of its own, not
  * inlined and not static: the verifier looks at it once, not once for each way that leads here.
  */
-__noinline int lost_add(const struct mesh_close_event *close)
+__noinline int lost_add(const struct mesh_close_event *close, __u32 service, __u32 destination)
 {
 	const struct mesh_event *event = &close->event;
 	bool client, established, adopted, by_edge;
@@ -47,7 +51,7 @@ __noinline int lost_add(const struct mesh_close_event *close)
 	client = event->role == MESH_CLIENT;
 	established = event->established_ns != 0;
 	adopted = event->flags & MESH_ADOPTED_OPEN;
-	sums = lost_find(event, event->reason, &by_edge);
+	sums = lost_find(event, event->reason, service, destination, &by_edge);
 	if (!sums)
 		return 0;
 	/* Atomic, because a softirq on this CPU can come between load and store. */

@@ -3,6 +3,7 @@
 #define SIDELIGHT_ITER_H
 
 #include "../lib/adopt.h"
+#include "../lib/cut.h"
 #include "../lib/totals.h"
 #include "../maps.h"
 
@@ -51,11 +52,26 @@ int mesh_adopt(struct bpf_iter__tcp *ctx)
 	return 0;
 }
 
+/* Run in each network namespace when policies changed, or a backend has drained for long enough. It holds the socket's lock, as mesh_adopt does. */
+SEC("iter/tcp")
+int mesh_cut(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *skc = ctx->sk_common;
+	struct tcp_sock *tp;
+
+	if (!mesh || !skc || !bpf_sock_destroy)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(skc);
+	if (tp && cgroup_is_ours(&tp->inet_conn.icsk_inet.sk))
+		cut_connection(skc, tp);
+	return 0;
+}
+
 /* Whether to tell of sockets of which there is nothing new. Set by user space before a sweep: it then knows which are gone. */
 volatile __u32 sweep_all;
 
 /* Takes over what was reported, unless somebody else just did, or the close has told all. */
-#define sweep_report(field, all)                                                                                           \
+#define sweep_report(out, field, all)                                                                                      \
 	do {                                                                                                               \
 		__typeof__(out.field) before_ = *(volatile __typeof__(out.field) *)&conn->reported_##field;                \
 		if (before_ != all && __sync_val_compare_and_swap(&conn->reported_##field, before_, out.field) == before_) \
@@ -83,8 +99,10 @@ SEC("iter/bpf_sk_storage_map")
 int mesh_sweep(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
 	struct seq_file *seq = ctx->meta->seq;
-	struct mesh_close_event out;
+	struct mesh_told_close record;
 	struct mesh_connection *conn;
+	struct mesh_decided *decided = NULL;
+	__u32 size = sizeof(record.close);
 	struct sock *sk = ctx->sk;
 	struct tcp_sock *tp;
 	__u32 tells = 0;
@@ -98,42 +116,51 @@ int mesh_sweep(struct bpf_iter__bpf_sk_storage_map *ctx)
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return 0;
-	out.event = conn->event;
-	out.event.kind = MESH_SWEEP;
-	out.event.event_ns = bpf_ktime_get_ns();
-	out.sk_err = 0;
-	out.reserved = 0;
-	out.event.told = 0;
-	out.reported_sent_bytes = 0;
-	out.reported_received_bytes = 0;
-	out.reported_retransmits = 0;
-	out.reported_syn_retransmits = 0;
-	out.first_sent_ns = conn->first_sent_ns;
-	out.first_received_ns = conn->first_received_ns;
-	out.syn_retransmits = conn->syn_retransmits;
-	totals_read(&out, tp, sk->__sk_common.skc_state);
-	if (out.event.role == MESH_CLIENT)
+	record.close.event = conn->event;
+	record.close.event.kind = MESH_SWEEP;
+	record.close.event.event_ns = bpf_ktime_get_ns();
+	record.close.sk_err = 0;
+	record.close.reserved = 0;
+	record.close.event.told = 0;
+	record.close.reported_sent_bytes = 0;
+	record.close.reported_received_bytes = 0;
+	record.close.reported_retransmits = 0;
+	record.close.reported_syn_retransmits = 0;
+	record.close.first_sent_ns = conn->first_sent_ns;
+	record.close.first_received_ns = conn->first_received_ns;
+	record.close.syn_retransmits = conn->syn_retransmits;
+	totals_read(&record.close, tp, sk->__sk_common.skc_state);
+	if (record.close.event.role == MESH_CLIENT)
 		tells |= MESH_TOLD_ATTEMPT;
-	if (out.event.established_ns)
+	if (record.close.event.established_ns)
 		tells |= MESH_TOLD_ESTABLISHED;
-	if (!sweep_all && sweep_is_quiet(conn, &out, tells))
+	if (!sweep_all && sweep_is_quiet(conn, &record.close, tells))
 		return 0;
 	/*
 	 * seq_write() takes what is smaller than the room left. Without room this socket comes again with the next read, and what is
 	 * written now is thrown away: then nothing may have been taken over as told.
 	 */
-	if (seq->count + sizeof(out) >= seq->size) {
-		bpf_seq_write(seq, &out, sizeof(out));
+	if (mesh && record.close.event.flags & MESH_DECIDED) {
+		decided = bpf_sk_storage_get(&decisions, sk, NULL, 0);
+		if (decided) {
+			record.decision = decided->decision;
+			size = sizeof(record);
+		} else {
+			record.close.event.flags &= ~MESH_DECIDED;
+		}
+	}
+	if (seq->count + size >= seq->size) {
+		bpf_seq_write(seq, &record, size);
 		return 0;
 	}
-	out.event.told = __sync_fetch_and_or(&conn->told, tells);
-	if (out.event.told & MESH_TOLD_END)
+	record.close.event.told = __sync_fetch_and_or(&conn->told, tells);
+	if (record.close.event.told & MESH_TOLD_END)
 		return 0;
-	sweep_report(sent_bytes, MESH_REPORTED_ALL);
-	sweep_report(received_bytes, MESH_REPORTED_ALL);
-	sweep_report(retransmits, MESH_REPORTED_ALL_32);
-	sweep_report(syn_retransmits, MESH_REPORTED_ALL_32);
-	bpf_seq_write(seq, &out, sizeof(out));
+	sweep_report(record.close, sent_bytes, MESH_REPORTED_ALL);
+	sweep_report(record.close, received_bytes, MESH_REPORTED_ALL);
+	sweep_report(record.close, retransmits, MESH_REPORTED_ALL_32);
+	sweep_report(record.close, syn_retransmits, MESH_REPORTED_ALL_32);
+	bpf_seq_write(seq, &record, size);
 	return 0;
 }
 

@@ -13,7 +13,7 @@ SEC("tp_btf/inet_sock_set_state")
 int mesh_state(__u64 *args) /* sk, old state, new state */
 {
 	struct sock *sk = (struct sock *)args[0];
-	struct mesh_close_event close;
+	struct mesh_told_close out;
 	struct mesh_connection *conn;
 	struct tcp_sock *tp;
 
@@ -27,10 +27,10 @@ int mesh_state(__u64 *args) /* sk, old state, new state */
 		return 0;
 	conn->traced = false;
 	account_add(traced_closed);
-	if (!end_begin(conn, &close))
+	if (!end_begin(conn, &out.close))
 		return 0;
-	close.event.event_ns = bpf_ktime_get_ns();
-	end_tell(&close, conn, tp, args[1]);
+	out.close.event.event_ns = bpf_ktime_get_ns();
+	end_tell(&out, conn, tp, args[1]);
 	return 0;
 }
 

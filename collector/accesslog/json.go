@@ -24,9 +24,20 @@ func (l *line) Prefixed(name, prefix, value string) {
 	l.buf = append(appendEscaped(l.buf, value), '"')
 }
 
+func (l *line) Qualified(name, namespace, value string) {
+	l.name(name)
+	l.buf = append(appendEscaped(append(l.buf, '"'), namespace), '/')
+	l.buf = append(appendEscaped(l.buf, value), '"')
+}
+
 func (l *line) Address(name string, value netip.Addr) {
 	l.name(name)
 	l.buf = append(value.AppendTo(append(l.buf, '"')), '"') // addresses of the kernel: no zone that would need escaping
+}
+
+func (l *line) AddrPort(name string, value netip.AddrPort) {
+	l.name(name)
+	l.buf = append(value.AppendTo(append(l.buf, '"')), '"')
 }
 
 func (l *line) Bool(name string, value bool) {

@@ -64,36 +64,46 @@ func parse(t *testing.T, line []byte) (keys []string, values map[string]any) {
 	return keys, values
 }
 
-// contract is section 6 of the design, as far as it is of every connection.
+// contract is section 6 of the design.
 var contract = strings.Fields(`
 	timestamp event.name log.record.uid trace_id span_id network.transport network.type
 	network.local.address network.local.port network.peer.address network.peer.port client.address client.port server.address server.port
 	sidelight.role sidelight.reason error.type sidelight.adopted sidelight.duration_ns sidelight.connect_ns sidelight.decision_ns
 	sidelight.first_sent_ns sidelight.first_received_ns
 	sidelight.sent_bytes sidelight.received_bytes sidelight.retransmits sidelight.syn_retransmits sidelight.rtt_us sidelight.min_rtt_us sidelight.sampling_probability
-	process.pid process.executable.name process.linux.cgroup container.id k8s.pod.uid`)
+	process.pid process.executable.name process.linux.cgroup container.id k8s.pod.uid
+	sidelight.original_destination sidelight.service sidelight.backend sidelight.verdict sidelight.policy sidelight.policy.rule
+	sidelight.config_generation sidelight.dry_run.verdict sidelight.dry_run.policy sidelight.dry_run.policy.rule
+	sidelight.limit sidelight.limit.value sidelight.refused_by_mesh`)
 
 func TestKeysAreInTheOrderOfTheContract(t *testing.T) {
 	full := fixture.Load(t, "testdata/plain/records.yaml").Records[1]
 	full.Event.Reason, full.Sampling = connection.ResetByPeer, connection.SampledAt(0)
 	full.Event.Totals.FirstSentNS, full.Event.Totals.FirstReceivedNS = full.Event.EstablishedNS+1, full.Event.EstablishedNS+2
+	full.Event.Flags |= connection.Decided | connection.RefusedHere
+	full.Event.Decision = connection.Decision{
+		Original: full.Event.Peer, Verdict: connection.VerdictAllow, DryVerdict: connection.VerdictDeny, Limit: 1, DecisionNS: 1, Generation: 1,
+	}
+	full.Identity.Decision = &enrich.Decision{
+		Service: &enrich.Service{Name: "s", Namespace: "n"}, Endpoint: "n/e", Rule: &enrich.Rule{Policy: "n/p"}, DryRule: &enrich.Rule{Policy: "n/d"},
+		Limit: "service n/s",
+	}
 	keys, _ := parse(t, AppendLine(nil, fixture.Boot, &full))
 	want := slices.DeleteFunc(slices.Clone(contract), func(key string) bool { return key == "sidelight.adopted" })
 	if !slices.Equal(keys, want) {
 		t.Errorf("got  %v\nwant %v", keys, want)
 	}
-	for _, r := range fixture.Load(t, "testdata/plain/records.yaml").Records {
-		if r.Event.Kind != connection.Close {
-			continue
-		}
-		next := 0
-		keys, _ := parse(t, AppendLine(nil, fixture.Boot, &r))
-		for _, key := range keys {
-			i := slices.Index(contract, key)
-			if i < next {
-				t.Errorf("%s is out of order in %v", key, keys)
+	for _, name := range []string{"plain", "mesh"} {
+		for _, r := range fixture.Load(t, "testdata/"+name+"/records.yaml").Finished {
+			next := 0
+			keys, _ := parse(t, AppendLine(nil, fixture.Boot, &r))
+			for _, key := range keys {
+				i := slices.Index(contract, key)
+				if i < next {
+					t.Errorf("%s is out of order in %v", key, keys)
+				}
+				next = i + 1
 			}
-			next = i + 1
 		}
 	}
 }
@@ -153,6 +163,8 @@ func roundTrip(t *testing.T, name string) string {
 	record := fixture.Load(t, "testdata/hostile/records.yaml").Records[0]
 	record.Identity.Process = &enrich.Process{PID: 1, Executable: name + "."} // an empty one is absent
 	record.Identity.Local = &enrich.Workload{Name: name, Cgroup: "/" + name}
+	record.Event.Flags |= connection.Decided
+	record.Identity.Decision = &enrich.Decision{Service: &enrich.Service{Name: name, Namespace: name}}
 	line := AppendLine(nil, fixture.Boot, &record)
 	_, values := parse(t, line)
 	var standard map[string]any
@@ -166,6 +178,9 @@ func roundTrip(t *testing.T, name string) string {
 	cgroup := values["process.linux.cgroup"].(string)
 	if standard["process.executable.name"] != executable || "0::/"+strings.TrimSuffix(executable, ".") != cgroup {
 		t.Errorf("%q became %q and %q", name, executable, cgroup)
+	}
+	if got := values["sidelight.service"]; got != cgroup[len("0::/"):]+"/"+cgroup[len("0::/"):] {
+		t.Errorf("%q became the service %q", name, got)
 	}
 	return strings.TrimSuffix(executable, ".")
 }

@@ -20,8 +20,11 @@ type Sink interface {
 	String(name, value string)
 	// Prefixed is a String of both together.
 	Prefixed(name, prefix, value string)
-	// Address is a String of its text.
+	// Qualified is a String of namespace/value.
+	Qualified(name, namespace, value string)
+	// Address is a String of its text, as is AddrPort.
 	Address(name string, value netip.Addr)
+	AddrPort(name string, value netip.AddrPort)
 	Int(name string, value int64)
 	Bool(name string, value bool)
 	Double(name string, value float64)
@@ -57,13 +60,19 @@ func Connection(r *enrich.Record, to Sink) {
 	e := &r.Event
 	to.String("network.transport", "tcp")
 	to.String("network.type", NetworkType(e.Peer.Addr()))
-	to.Address("network.local.address", e.Local.Addr())
-	to.Int("network.local.port", int64(e.Local.Port()))
+	// A client that was refused before its SYN has no address yet.
+	local := e.Local.Port() != 0 || e.Flags&connection.RefusedHere == 0
+	if local {
+		to.Address("network.local.address", e.Local.Addr())
+		to.Int("network.local.port", int64(e.Local.Port()))
+	}
 	to.Address("network.peer.address", e.Peer.Addr())
 	to.Int("network.peer.port", int64(e.Peer.Port()))
 	client, server := e.Client(), e.Server()
-	to.Address("client.address", client.Addr())
-	to.Int("client.port", int64(client.Port()))
+	if local {
+		to.Address("client.address", client.Addr())
+		to.Int("client.port", int64(client.Port()))
+	}
 	to.Address("server.address", server.Addr())
 	to.Int("server.port", int64(server.Port()))
 	to.String("sidelight.role", e.Role.String())
@@ -77,13 +86,14 @@ func Connection(r *enrich.Record, to Sink) {
 	if e.StartKnown() {
 		to.Int("sidelight.duration_ns", int64(e.EventNS-e.Key.StartNS))
 	}
-	if e.Role == connection.Client && e.ConnectNS != 0 {
-		if e.EstablishedNS != 0 {
-			to.Int("sidelight.connect_ns", int64(e.EstablishedNS-e.ConnectNS))
-		}
-		if e.ConnectNS > e.Key.StartNS {
-			to.Int("sidelight.decision_ns", int64(e.ConnectNS-e.Key.StartNS))
-		}
+	sent := e.Role == connection.Client && e.ConnectNS != 0
+	if sent && e.EstablishedNS != 0 {
+		to.Int("sidelight.connect_ns", int64(e.EstablishedNS-e.ConnectNS))
+	}
+	if e.Flags&connection.Decided != 0 {
+		to.Int("sidelight.decision_ns", int64(e.Decision.DecisionNS))
+	} else if sent && e.ConnectNS > e.Key.StartNS {
+		to.Int("sidelight.decision_ns", int64(e.ConnectNS-e.Key.StartNS))
 	}
 	if e.OpenKnown() {
 		if at := e.Totals.FirstSentNS; at != 0 {
@@ -121,6 +131,9 @@ func Connection(r *enrich.Record, to Sink) {
 		if w.PodUID != "" {
 			to.String("k8s.pod.uid", w.PodUID)
 		}
+	}
+	if e.Flags&connection.Decided != 0 {
+		decision(&e.Decision, r.Identity.Decision, e.Flags, to)
 	}
 }
 

@@ -16,10 +16,13 @@ type text []string
 
 func (t *text) String(name, value string)             { *t = append(*t, fmt.Sprintf("%s=%q", name, value)) }
 func (t *text) Prefixed(name, prefix, value string)   { t.String(name, prefix+value) }
+func (t *text) Qualified(name, ns, value string)      { t.String(name, ns+"/"+value) }
 func (t *text) Address(name string, value netip.Addr) { t.String(name, value.String()) }
 func (t *text) Bool(name string, value bool)          { *t = append(*t, fmt.Sprintf("%s=%t", name, value)) }
 func (t *text) Int(name string, value int64)          { *t = append(*t, fmt.Sprintf("%s=%d", name, value)) }
 func (t *text) Double(name string, value float64)     { *t = append(*t, fmt.Sprintf("%s=%v", name, value)) }
+
+func (t *text) AddrPort(name string, value netip.AddrPort) { t.String(name, value.String()) }
 
 func TestUIDNamesBootSocketAndStart(t *testing.T) {
 	boot := NewBoot("0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0\n")

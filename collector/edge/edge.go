@@ -19,7 +19,10 @@ type Key struct {
 	LocalNamespace string
 	PeerWorkload   string
 	PeerNamespace  string
-	NetworkType    string // "ipv4" or "ipv6"
+	// Service is what was dialled; empty without a mesh, and for what is no service.
+	Service          string
+	ServiceNamespace string
+	NetworkType      string // "ipv4" or "ipv6"
 }
 
 // Overflow is the workload name, on both sides, of the edge that takes what does not fit into the table.
@@ -36,7 +39,7 @@ func KeyOf(r *enrich.Record) Key {
 }
 
 func keyOf(role connection.Role, id enrich.Identity, peer netip.Addr) Key {
-	return Key{
+	key := Key{
 		Role:           role,
 		LocalWorkload:  id.Local.Name,
 		LocalNamespace: id.Local.Namespace,
@@ -44,6 +47,10 @@ func keyOf(role connection.Role, id enrich.Identity, peer netip.Addr) Key {
 		PeerNamespace:  id.Peer.Namespace,
 		NetworkType:    attribute.NetworkType(peer),
 	}
+	if id.Decision != nil && id.Decision.Service != nil {
+		key.Service, key.ServiceNamespace = id.Decision.Service.Name, id.Decision.Service.Namespace
+	}
+	return key
 }
 
 func overflowOf(role connection.Role) Key {

@@ -161,7 +161,7 @@ func TestSumsPerEdge(t *testing.T) {
 
 func TestKeyHasNoAddress(t *testing.T) {
 	// Metrics are told apart by names only: an address or a port in the key would make a series for each.
-	allowed := []string{"Role", "LocalWorkload", "LocalNamespace", "PeerWorkload", "PeerNamespace", "NetworkType"}
+	allowed := []string{"Role", "LocalWorkload", "LocalNamespace", "PeerWorkload", "PeerNamespace", "Service", "ServiceNamespace", "NetworkType"}
 	for field := range reflect.TypeFor[Key]().Fields() {
 		if !slices.Contains(allowed, field.Name) {
 			t.Errorf("key has the field %s", field.Name)

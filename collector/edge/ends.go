@@ -2,10 +2,11 @@ package edge
 
 import "github.com/sidelight-mesh/sidelight/agent/enrich"
 
-// ends lead to an edge without a look at its names, which are five strings to hash for each record: whoever names the ends of connections hands out
+// ends lead to an edge without a look at its names, which are seven strings to hash for each record: whoever names the ends of connections hands out
 // the same workload over and over.
 type ends struct {
 	local, peer *enrich.Workload
+	service     *enrich.Service
 	kind        uintptr // role and network type; of this width so that there is no padding, and the key is hashed in one go
 }
 
@@ -14,7 +15,11 @@ func endsOf(r *enrich.Record) ends {
 	if r.Event.Peer.Addr().Is4() {
 		kind++
 	}
-	return ends{r.Identity.Local, r.Identity.Peer, kind}
+	var service *enrich.Service
+	if r.Identity.Decision != nil {
+		service = r.Identity.Decision.Service
+	}
+	return ends{r.Identity.Local, r.Identity.Peer, service, kind}
 }
 
 // mostEnds is how many an edge may have: workloads of one name are few. It bounds the table, and what it keeps of workloads.

@@ -88,7 +88,11 @@ type world struct {
 func newWorld(seed uint64) *world {
 	w := &world{random: rand.New(rand.NewPCG(seed, 0)), kernel: make(fixture.Kernel), now: 1e9}
 	w.tracker = connection.NewTracker(1<<20, func(e *connection.Event) enrich.Identity {
-		return enrich.Identity{Local: &enrich.Workload{Name: "w" + strconv.FormatUint(e.CgroupID, 10)}, Peer: &enrich.Workload{Name: "p"}}
+		id := enrich.Identity{Local: &enrich.Workload{Name: "w" + strconv.FormatUint(e.CgroupID, 10)}, Peer: &enrich.Workload{Name: "p"}}
+		if e.CgroupID%3 != 0 {
+			id.Decision = &enrich.Decision{Service: &enrich.Service{Name: "s" + strconv.FormatUint(e.Key.Cookie%2, 10)}}
+		}
+		return id
 	})
 	return w
 }

@@ -90,19 +90,21 @@ func TestGoldenWithoutArena(t *testing.T) {
 func TestRecordAllocations(t *testing.T) {
 	settings := testSettings()
 	const records = 512
-	batch := [][]enrich.Record{slices.Repeat(load(t, "ok_pair")[:1], records)}
-	for _, test := range []struct {
-		name string
-		make func()
-		most float64
-	}{
-		{"log record", func() { newLogs(&settings, batch) }, 1.5},
-		// Itself, its list of events, and three of those.
-		{"span", func() { newTraces(&settings, batch) }, 5.5},
-	} {
-		test.make() // the texts that are kept
-		if got := testing.AllocsPerRun(20, test.make) / records; got > test.most {
-			t.Errorf("%s: %.2f allocations, want at most %.1f", test.name, got, test.most)
+	for _, name := range []string{"ok_pair", "mesh"} {
+		batch := [][]enrich.Record{slices.Repeat(load(t, name)[:1], records)}
+		for _, test := range []struct {
+			name string
+			make func()
+			most float64
+		}{
+			{"log record", func() { newLogs(&settings, batch) }, 1.5},
+			// Itself, its list of events, and three of those.
+			{"span", func() { newTraces(&settings, batch) }, 5.5},
+		} {
+			test.make() // the texts that are kept
+			if got := testing.AllocsPerRun(20, test.make) / records; got > test.most {
+				t.Errorf("%s of %s: %.2f allocations, want at most %.1f", test.name, name, got, test.most)
+			}
 		}
 	}
 }

@@ -3,7 +3,7 @@
 package meshreceiver
 
 var descriptions = map[string]string{
-	"sidelight.tcp.connection.attempts":          "Connections whose SYN was about to leave; clients only.",
+	"sidelight.tcp.connection.attempts":          "Connections whose SYN was about to leave, or that the mesh refused before; clients only.",
 	"sidelight.tcp.connection.established":       "Connections whose handshake was done.",
 	"sidelight.tcp.connection.adopted":           "Connections that were open when the agent came; established and adopted make up closed and open.",
 	"sidelight.tcp.connection.failures":          "Connections that ended before their handshake was done, by reason.",

@@ -30,6 +30,7 @@ func snapshotOf(c fixture.Case) edge.Snapshot {
 			cmp.Compare(a.Key.Role, b.Key.Role),
 			cmp.Compare(a.Key.LocalWorkload, b.Key.LocalWorkload),
 			cmp.Compare(a.Key.PeerWorkload, b.Key.PeerWorkload),
+			cmp.Compare(a.Key.Service, b.Key.Service),
 		)
 	})
 	return snapshot
@@ -114,6 +115,63 @@ func TestResetConnectionIsAnErrorAfterItWasEstablished(t *testing.T) {
 	}
 	if got := eventNames(span); !slices.Equal(got, []string{"established", "close"}) {
 		t.Errorf("events %v", got)
+	}
+}
+
+func TestRefusedByTheMeshIsAnErrorWithoutASYN(t *testing.T) {
+	settings := testSettings()
+	seen := 0
+	for _, r := range load(t, "mesh") {
+		if r.Event.Flags&connection.RefusedHere == 0 {
+			continue
+		}
+		seen++
+		span := newTraces(&settings, [][]enrich.Record{{r}}).ResourceSpans().At(0).ScopeSpans().At(0).Spans().At(0)
+		reason := r.Event.Reason.String()
+		if span.Status().Code() != ptrace.StatusCodeError || span.Status().Message() != reason {
+			t.Errorf("%s: status %v %q, want an error, the reason", reason, span.Status().Code(), span.Status().Message())
+		}
+		if got := eventNames(span); !slices.Equal(got, []string{"close"}) || span.Events().At(0).Timestamp() != span.EndTimestamp() {
+			t.Errorf("%s: events %v, want a close at the end", reason, got)
+		}
+		start, end := timestamp(&r, r.Event.Key.StartNS), timestamp(&r, r.Event.EventNS)
+		if span.StartTimestamp() != start || span.EndTimestamp() != end || !span.ParentSpanID().IsEmpty() {
+			t.Errorf("%s: from %v to %v below %v, want from %v to %v below nothing", reason, span.StartTimestamp(), span.EndTimestamp(),
+				span.ParentSpanID(), start, end)
+		}
+		_, local := span.Attributes().Get("network.local.address")
+		_, client := span.Attributes().Get("client.address")
+		if server := r.Event.Role == connection.Server; local != server || client != server {
+			t.Errorf("%s: a %v's span has a local address: %v, a client's: %v", reason, r.Event.Role, local, client)
+		}
+	}
+	if seen != 4 {
+		t.Errorf("%d refusals, want 4", seen)
+	}
+}
+
+func TestServicesOfOneNameAreToldApart(t *testing.T) {
+	// Texts are kept from one record to the next: neither another namespace nor a cgroup of the name may come out instead.
+	settings := testSettings()
+	record := load(t, "mesh")[0]
+	var batch []enrich.Record
+	for _, namespace := range []string{"a", "b"} {
+		r := record
+		r.Identity.Local = &enrich.Workload{Name: "w", Cgroup: "cart"}
+		r.Identity.Decision = &enrich.Decision{Service: &enrich.Service{Name: "cart", Namespace: namespace}}
+		batch = append(batch, r)
+	}
+	var got []string
+	for _, resource := range newLogs(&settings, [][]enrich.Record{batch}).ResourceLogs().All() {
+		for _, log := range resource.ScopeLogs().At(0).LogRecords().All() {
+			for _, name := range []string{"process.linux.cgroup", "sidelight.service"} {
+				v, _ := log.Attributes().Get(name)
+				got = append(got, v.Str())
+			}
+		}
+	}
+	if want := []string{"0::cart", "a/cart", "0::cart", "b/cart"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 

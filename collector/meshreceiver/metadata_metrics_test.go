@@ -58,10 +58,6 @@ func TestMetricsAreThoseOfTheTable(t *testing.T) {
 				if n != all {
 					t.Errorf("%s: %s is always there in the table, and was %d times of %d", want.Name, a, n, all)
 				}
-			case metadata.Reserved:
-				if n != 0 {
-					t.Errorf("%s: %s is reserved in the table, and was there %d times", want.Name, a, n)
-				}
 			default:
 				if n == 0 || n == all {
 					t.Errorf("%s: %s is %q in the table, and was there %d times of %d", want.Name, a, known.Requirement, n, all)

@@ -150,6 +150,18 @@ func checkRequirements(t *testing.T, where string, table *metadata.Table, r *enr
 			if present != (r.Sampling != 0) {
 				t.Errorf("%s: %s present: %v, with the sampling %v", where, a.Name, present, r.Sampling)
 			}
+		case metadata.MeshDecisions:
+			if present != (e.Flags&connection.Decided != 0) {
+				t.Errorf("%s: %s present: %v, with the flags %v", where, a.Name, present, e.Flags)
+			}
+		case metadata.WhenRefused:
+			if present != (e.Flags&connection.RefusedHere != 0) {
+				t.Errorf("%s: %s present: %v, with the flags %v", where, a.Name, present, e.Flags)
+			}
+		case metadata.RefusedByLimit:
+			if present != (e.Reason == connection.CircuitOpen || e.Reason == connection.RateLimited) {
+				t.Errorf("%s: %s present: %v, with the reason %v", where, a.Name, present, e.Reason)
+			}
 		case metadata.ClientsOnly:
 			if present && e.Role != connection.Client {
 				t.Errorf("%s: a %v has %s", where, e.Role, a.Name)
@@ -167,14 +179,17 @@ type recorder []string
 func (r *recorder) String(name, _ string)             { *r = append(*r, name) }
 func (r *recorder) Int(name string, _ int64)          { *r = append(*r, name) }
 func (r *recorder) Prefixed(name, _, _ string)        { *r = append(*r, name) }
+func (r *recorder) Qualified(name, _, _ string)       { *r = append(*r, name) }
 func (r *recorder) Address(name string, _ netip.Addr) { *r = append(*r, name) }
 func (r *recorder) Bool(name string, _ bool)          { *r = append(*r, name) }
 func (r *recorder) Double(name string, _ float64)     { *r = append(*r, name) }
 
+func (r *recorder) AddrPort(name string, _ netip.AddrPort) { *r = append(*r, name) }
+
 func TestAFullRecordHasTheWholeTableInItsOrder(t *testing.T) {
 	var all, adoptedOnly []string
 	times := []string{
-		"sidelight.duration_ns", "sidelight.connect_ns", "sidelight.decision_ns", "sidelight.first_sent_ns", "sidelight.first_received_ns",
+		"sidelight.duration_ns", "sidelight.connect_ns", "sidelight.first_sent_ns", "sidelight.first_received_ns",
 	}
 	for _, a := range readTable(t).LogAttributes {
 		if a.Name == "log.record.uid" { // the access log and the log record say it themselves
@@ -189,8 +204,15 @@ func TestAFullRecordHasTheWholeTableInItsOrder(t *testing.T) {
 	}
 	full := load(t, "container")[0] // the first one's close
 	full.Event.Reason, full.Sampling = connection.ResetByPeer, connection.SampledAt(0)
+	// More than one connection can have: refused with an address of its own, and by policy and limit at once.
+	decided := load(t, "mesh")[0]
+	full.Event.Flags, full.Event.Decision, full.Identity.Decision = connection.Decided|connection.RefusedHere, decided.Event.Decision, decided.Identity.Decision
+	full.Event.Decision.Limit = 1
+	names := *full.Identity.Decision
+	names.Limit = "service shop/cart"
+	full.Identity.Decision = &names
 	adopted := full
-	adopted.Event.Flags = connection.Adopted | connection.AdoptedOpen
+	adopted.Event.Flags |= connection.Adopted | connection.AdoptedOpen
 	adopted.Event.ConnectNS = 0
 	for _, test := range []struct {
 		record *enrich.Record
@@ -213,7 +235,11 @@ func TestEnumsAreThoseOfTheCode(t *testing.T) {
 		}
 	}
 	roles := []string{connection.Client.String(), connection.Server.String()}
-	want := map[string][]string{"sidelight.reason": reasons, "error.type": failures, "sidelight.role": roles, "reason": reasons, "role": roles}
+	verdicts := []string{connection.VerdictAllow.String(), connection.VerdictDeny.String()}
+	want := map[string][]string{
+		"sidelight.reason": reasons, "error.type": failures, "sidelight.role": roles, "reason": reasons, "role": roles,
+		"sidelight.verdict": verdicts, "sidelight.dry_run.verdict": verdicts,
+	}
 	table := readTable(t)
 	check := func(name string, enum []string) {
 		if want[name] != nil && !slices.Equal(enum, want[name]) {

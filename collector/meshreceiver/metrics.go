@@ -176,7 +176,7 @@ func (b *builder) histogram(name string, value pick[*edge.Histogram]) {
 
 // edgeAttributes have the names of the Prometheus labels with dots for underscores, so that both ways lead to the same series.
 func edgeAttributes(to pcommon.Map, k edge.Key) {
-	to.EnsureCapacity(8)
+	to.EnsureCapacity(9)
 	to.PutStr("role", k.Role.String())
 	put := func(name, value string) {
 		if value != "" {
@@ -187,6 +187,8 @@ func edgeAttributes(to pcommon.Map, k edge.Key) {
 	put("local.namespace", k.LocalNamespace)
 	put("peer.workload", k.PeerWorkload)
 	put("peer.namespace", k.PeerNamespace)
+	put("service", k.Service)
+	put("service.namespace", k.ServiceNamespace)
 	put("network.type", k.NetworkType)
 	if k.IsOverflow() {
 		to.PutBool("otel.metric.overflow", true)

@@ -68,7 +68,22 @@ func (a *attributes) Prefixed(name, prefix, value string) {
 	a.String(name, text)
 }
 
+// Qualified implements attribute.Sink. Unlike a prefix, a namespace may be any.
+func (a *attributes) Qualified(name, namespace, value string) {
+	a.String(name, a.arena.text(len(namespace)+1+len(value), func(buf []byte) []byte {
+		return append(append(append(buf, namespace...), '/'), value...)
+	}))
+}
+
 func (a *attributes) Address(name string, addr netip.Addr) { a.String(name, a.address(addr)) }
+
+// mostAddrPort is the length of the longest: IPv6, in brackets, and a port.
+const mostAddrPort = 2 + 39 + 1 + 5
+
+// AddrPort implements attribute.Sink.
+func (a *attributes) AddrPort(name string, value netip.AddrPort) {
+	a.String(name, a.arena.text(mostAddrPort, value.AppendTo))
+}
 
 func (a *attributes) address(addr netip.Addr) string {
 	for i := range a.last {
@@ -105,6 +120,12 @@ func attributesOf(r *enrich.Record) int {
 	}
 	if r.Identity.Local.PodUID != "" {
 		n++
+	}
+	if r.Event.Flags&connection.Decided != 0 {
+		n += 7 // what is there of a refusal only, stands for what a refusal lacks
+		if r.Event.Decision.DryVerdict != connection.VerdictNone {
+			n += 3
+		}
 	}
 	return n
 }

@@ -23,7 +23,7 @@ var Labels = []string{
 
 func labelValues(k edge.Key) []string {
 	return []string{
-		k.Role.String(), k.LocalWorkload, k.LocalNamespace, k.PeerWorkload, k.PeerNamespace, "", "", k.NetworkType,
+		k.Role.String(), k.LocalWorkload, k.LocalNamespace, k.PeerWorkload, k.PeerNamespace, k.Service, k.ServiceNamespace, k.NetworkType,
 	}
 }
 
@@ -46,7 +46,7 @@ type View struct {
 func New(edges func() edge.Snapshot, clock func() connection.Clock) *View {
 	return &View{
 		edges: edges, clock: clock,
-		attempts:           desc("connection_attempts_total", "Connections whose SYN was about to leave; clients only."),
+		attempts:           desc("connection_attempts_total", "Connections whose SYN was about to leave, or that the mesh refused before; clients only."),
 		established:        desc("connection_established_total", "Connections whose handshake was done."),
 		adopted:            desc("connection_adopted_total", "Connections that were open when the agent came; established and adopted make up closed and open."),
 		failures:           desc("connection_failures_total", "Connections that ended before their handshake was done, by reason.", "reason"),

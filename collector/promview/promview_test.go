@@ -78,7 +78,7 @@ func TestGolden(t *testing.T) {
 }
 
 func TestLintIsClean(t *testing.T) {
-	for _, name := range []string{"edges", "overflow"} {
+	for _, name := range []string{"edges", "overflow", "mesh"} {
 		problems, err := promlint.NewWithMetricFamilies(gatherCase(t, name)).Lint()
 		if err != nil {
 			t.Fatal(err)
@@ -151,24 +151,6 @@ func TestFamiliesAreThoseOfTheTable(t *testing.T) {
 	}
 	if edgeLabels := table.Labels(&table.Metrics[0]); !slices.Equal(Labels, edgeLabels) {
 		t.Errorf("labels of edges are %v, want %v", Labels, edgeLabels)
-	}
-}
-
-func TestReservedLabelsAreEmpty(t *testing.T) {
-	table, err := metadata.Read("../meshreceiver/metadata.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range gatherCase(t, "edges") {
-		for _, m := range f.GetMetric() {
-			for _, l := range m.GetLabel() {
-				for _, a := range table.MetricAttributes {
-					if a.Label == l.GetName() && a.Requirement == metadata.Reserved && l.GetValue() != "" {
-						t.Errorf("%s: %s is %q, and the table says that it is reserved", f.GetName(), l.GetName(), l.GetValue())
-					}
-				}
-			}
-		}
 	}
 }
 

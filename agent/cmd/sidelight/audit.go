@@ -223,14 +223,15 @@ func kernelAccount(a datapath.Account) account.Kernel {
 		AdoptedConnecting: a.AdoptedConnecting, AdoptFailed: a.AdoptFailed,
 		Aggregated: a.Aggregated, Totalled: a.Totalled,
 		Established: make(map[string]uint64), Adopted: make(map[string]uint64), Closed: make(map[string]uint64),
-		StorageFailed: make(map[string]uint64),
-		Submitted:     make(map[string]uint64), ReserveFailed: make(map[string]uint64), SampledOut: make(map[string]uint64),
+		StorageFailed: make(map[string]uint64), Refused: make(map[string]uint64),
+		Submitted: make(map[string]uint64), ReserveFailed: make(map[string]uint64), SampledOut: make(map[string]uint64),
 	}
 	for _, role := range []connection.Role{connection.Client, connection.Server} {
 		k.Established[role.String()] = a.Established[role]
 		k.Adopted[role.String()] = a.Adopted[role]
 		k.Closed[role.String()] = a.Closed[role]
 		k.StorageFailed[role.String()] = a.StorageFailed[role]
+		k.Refused[role.String()] = a.Refused[role]
 	}
 	for _, kind := range connection.Kinds() {
 		k.Submitted[kind.String()] = a.Submitted[kind]

@@ -54,6 +54,7 @@ var calls = map[string]func(call) (answer, error){
 		fd, _, err := unix.Accept4(c.FD, unix.SOCK_CLOEXEC)
 		return answer{N: fd}, err
 	},
+	"exhaust":  func(c call) (answer, error) { return answer{}, exhaust(c.FD) },
 	"shutdown": func(c call) (answer, error) { return answer{}, unix.Shutdown(c.FD, c.Args[0]) },
 	"setsockopt": func(c call) (answer, error) {
 		return answer{}, unix.SetsockoptInt(c.FD, c.Args[0], c.Args[1], c.Args[2])

@@ -39,9 +39,10 @@ func (k *kernelSide) check(cgroup string) (err error) {
 }
 
 // load takes what it needs of the kernel, attaching nothing.
-func (k *kernelSide) load(c *config.Config) (err error) {
+func (k *kernelSide) load(c *config.Config, mesh map[string]uint32) (err error) {
 	if k.datapath, err = datapath.Load(datapath.Options{
 		RingBytes: c.RingBytes, WakeupBytes: uint64(c.RingBytes) / 8, Cgroup: k.cgroup, FirstBytes: c.FirstByteTimes, Silent: silentKinds(c.Events),
+		Mesh: mesh,
 	}); err != nil {
 		return err
 	}

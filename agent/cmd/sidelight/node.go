@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -27,6 +28,8 @@ type node struct {
 	started time.Time
 	budget  *budgetSide
 	tracing *meshreceiver.Tracing
+	mesh    *meshSide
+	control *status.Control // nil without a mesh
 
 	boot     attribute.Boot
 	pipeline *pipeline.Pipeline
@@ -52,6 +55,10 @@ func (n *node) prepare(ctx context.Context, options collectorOptions) error {
 	if err := n.check(n.config.Cgroup); err != nil {
 		return err
 	}
+	var err error
+	if n.mesh, err = newMeshSide(&n.config.Mesh, n.logger); err != nil {
+		return err
+	}
 	bootID, err := readBootID()
 	if err != nil {
 		return err
@@ -63,18 +70,30 @@ func (n *node) prepare(ctx context.Context, options collectorOptions) error {
 	if n.server, err = status.Listen(n.config.MetricsAddress); err != nil {
 		return err
 	}
+	if n.mesh != nil {
+		if n.control, err = status.ListenControl(filepath.Join(n.config.StateDirectory, controlSocket)); err != nil {
+			return err
+		}
+	}
 	host, _ := os.Hostname() // without a name the attribute is left out
 	if err := n.prepareCollector(ctx, &n.config, options, n.logger, meshreceiver.Settings{
 		Clock: event.MeasureClock, Boot: n.boot, HostName: host, Self: n.readSelf, Steps: n.budget.steps, Tracing: n.tracing,
 	}, n.snapshot); err != nil {
 		return err
 	}
-	if err := n.load(&n.config); err != nil {
+	if err := n.load(&n.config, n.mesh.mapSizes(&n.config.Mesh)); err != nil {
 		return err
+	}
+	if err := n.mesh.fill(n.datapath, n.cgroup, &n.config.Mesh, n.enricher); err != nil {
+		return err
+	}
+	sinks := []pipeline.Sink{n.edges}
+	if n.mesh != nil {
+		sinks = append(sinks, n.mesh)
 	}
 	n.pipeline = pipeline.New(pipeline.Options{
 		Limit: n.config.MaxConnections, Clock: event.MeasureClock, Identify: n.enricher.Identify,
-		Sinks: []pipeline.Sink{n.edges}, Finished: n.finished(n.config.Budget.Slow),
+		Sinks: sinks, Finished: n.finished(n.config.Budget.Slow),
 		Losses: n.losses, LossSinks: []pipeline.LossSink{n.edges},
 		Sweep: n.tracedSweep, SweepInterval: n.config.ReportInterval,
 	})
@@ -126,9 +145,19 @@ func (n *node) run(ctx context.Context, attached func()) error {
 		writing.Go(staged("access_log", n.log.Run))
 	}
 	writing.Go(staged("http", func() { n.serve(metrics, failed) }))
+	if n.control != nil {
+		writing.Go(staged("http", func() {
+			if err := n.control.Serve(n.mesh.handler()); err != nil {
+				n.logger.Error("nobody can ask this agent any more", "error", err)
+			}
+		}))
+	}
 	budgetCtx, stopBudget := context.WithCancel(readCtx)
 	defer stopBudget()
 	n.keepBudget(budgetCtx)
+	meshCtx, stopMesh := context.WithCancel(readCtx)
+	defer stopMesh()
+	n.mesh.start(meshCtx)
 	n.server.SetReady(true)
 	if attached != nil {
 		attached()
@@ -137,6 +166,8 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	n.server.SetReady(false)
 	stopBudget()
 	n.budget.tasks.Wait()
+	stopMesh()
+	n.mesh.wait()
 	err = errors.Join(err, n.datapath.Detach())
 	n.waiting.Add(1) // what the kernel says last is to be in the sums
 	stopReading()
@@ -148,6 +179,9 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	shutdownCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	_ = n.server.Shutdown(shutdownCtx) // a scrape that takes longer is cut
+	if n.control != nil {
+		_ = n.control.Shutdown(shutdownCtx)
+	}
 	return errors.Join(err, waitWithin(&writing, writeTime))
 }
 
@@ -197,7 +231,13 @@ func (n *node) stopCollector() error {
 
 // release frees what prepare took, in reverse. Safe twice.
 func (n *node) release() {
+	n.mesh.release()
 	n.kernelSide.release()
+	if n.control != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		_ = n.control.Shutdown(ctx)
+		cancel()
+	}
 	if n.server != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		_ = n.server.Shutdown(ctx)

@@ -89,6 +89,10 @@ func runPeer(role string) error {
 	switch role {
 	case "server":
 		return runServer()
+	case meshServersRole:
+		return runMeshServers()
+	case meshClientRole:
+		return runMeshClient()
 	case callerRole:
 		return runCaller()
 	case nodeRole:

@@ -42,6 +42,7 @@ SIGTERM and SIGINT detach, export what is pending and exit. SIGUSR1 opens the ac
 	f.StringVar(&flags.AccessLog, "access-log", flags.AccessLog, "where one JSON line for each connection goes: stdout, stderr, off or a `FILE`")
 	f.StringVar(&flags.MetricsAddress, "metrics-address", flags.MetricsAddress, "`HOST:PORT` of /metrics, /healthz, /readyz and /debug/pprof")
 	f.StringVar(&flags.OTLP.Endpoint, "otlp-endpoint", "", "`URL` to send metrics, logs and traces to by OTLP, such as http://127.0.0.1:4317")
+	f.StringVar(&flags.Mesh.Path, "mesh", "", "`FILE` or directory (YAML) of services, endpoints and policies that connections are steered and judged by")
 	f.StringVar(&flags.LogLevel, "log-level", flags.LogLevel, "`LEVEL` of the agent's own log: debug, info, warn, error")
 	return cmd
 }
@@ -70,6 +71,7 @@ func resolve(
 		"metrics-address": func() { c.MetricsAddress = flags.MetricsAddress },
 		"otlp-endpoint":   func() { c.OTLP.Endpoint = flags.OTLP.Endpoint },
 		"log-level":       func() { c.LogLevel = flags.LogLevel },
+		"mesh":            func() { c.Mesh.Path = flags.Mesh.Path },
 	} {
 		if set.Changed(name) {
 			copyFlag()

@@ -39,14 +39,16 @@ type Status struct {
 
 // What an attribute's requirement can be.
 const (
-	Always       = "always"
-	WhenKnown    = "when known"
-	WhenFailed   = "when failed"
-	AdoptedOnly  = "adopted only"
-	ClientsOnly  = "clients only"
-	Reserved     = "reserved"
-	OverflowOnly = "overflow only"
-	WhileSampled = "while sampled"
+	Always         = "always"
+	WhenKnown      = "when known"
+	WhenFailed     = "when failed"
+	AdoptedOnly    = "adopted only"
+	ClientsOnly    = "clients only"
+	OverflowOnly   = "overflow only"
+	WhileSampled   = "while sampled"
+	MeshDecisions  = "mesh decisions"
+	WhenRefused    = "when refused"
+	RefusedByLimit = "when refused by a limit"
 )
 
 // Attribute is one of a resource, a log record or a span.

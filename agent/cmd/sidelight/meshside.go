@@ -1,0 +1,298 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/sidelight-mesh/sidelight/agent/config"
+	"github.com/sidelight-mesh/sidelight/agent/connection"
+	"github.com/sidelight-mesh/sidelight/agent/controlplane"
+	"github.com/sidelight-mesh/sidelight/agent/datapath"
+	"github.com/sidelight-mesh/sidelight/agent/enrich"
+	"github.com/sidelight-mesh/sidelight/agent/maps"
+	"github.com/sidelight-mesh/sidelight/agent/model"
+	"github.com/sidelight-mesh/sidelight/agent/outlier"
+)
+
+// meshSide is the way of the mesh: from the file to the kernel's maps, and back as names on connections. Nil without a mesh.
+type meshSide struct {
+	file     *controlplane.File
+	outliers *outlier.State
+	names    *enrich.Mesh
+	logger   *slog.Logger
+	tasks    sync.WaitGroup
+
+	datapath   *datapath.Datapath
+	kernel     *maps.Kernel
+	reconciler *maps.Reconciler
+
+	mu       sync.Mutex // one change at a time
+	compiler *maps.Compiler
+	snapshot *model.Snapshot // in force
+	mesh     *maps.Mesh      // what was made of it
+	guards   int             // network namespaces whose inbound connections are judged
+	uncut    bool            // it was said that this kernel cannot end open connections
+	scanErr  string          // of the last look around, so that it is logged once
+}
+
+func sizesOf(c *config.Mesh) maps.Sizes {
+	return maps.Sizes{
+		Workloads: c.MaxWorkloads, Addresses: c.MaxAddresses, Frontends: c.MaxFrontends, Pools: c.MaxPools, Backends: c.MaxBackends,
+		Slots: c.MaxSlots, Limits: c.MaxLimits, PolicySets: c.MaxPolicySets, PolicyEntries: c.MaxPolicyEntries,
+	}
+}
+
+func localityOf(c *config.Locality) model.Locality {
+	return model.Locality{Region: c.Region, Zone: c.Zone, Subzone: c.Subzone, Node: c.Node}
+}
+
+// newMeshSide reads the mesh and checks whether it fits, touching no kernel. It returns nil when there is none.
+func newMeshSide(c *config.Mesh, logger *slog.Logger) (*meshSide, error) {
+	if c.Path == "" {
+		return nil, nil
+	}
+	sizes := sizesOf(c)
+	file, err := controlplane.NewFile(c.Path, localityOf(&c.Locality), logger)
+	if err != nil {
+		return nil, err
+	}
+	m := &meshSide{file: file, logger: logger, compiler: maps.NewCompiler(sizes), outliers: outlier.NewState(outlier.Options{Logger: logger})}
+	m.snapshot = file.Snapshot()
+	if m.mesh, err = m.compiler.Compile(m.snapshot, nil); err != nil {
+		return nil, fmt.Errorf("%s: %w", c.Path, err)
+	}
+	return m, nil
+}
+
+// mapSizes are those that the datapath is loaded with.
+func (m *meshSide) mapSizes(c *config.Mesh) map[string]uint32 {
+	if m == nil {
+		return nil
+	}
+	sizes := sizesOf(c).MaxEntries()
+	sizes["tickets"] = ticketRoom
+	return sizes
+}
+
+// ticketRoom is how many SYNs may be on their way at a time between two ends on this node, of which one has policies.
+const ticketRoom = 1 << 16
+
+// fill puts the mesh into the maps of a datapath that was loaded for it and is not attached yet: the first connection finds all of it.
+func (m *meshSide) fill(d *datapath.Datapath, cgroup datapath.Cgroup, c *config.Mesh, enricher *enrich.Enricher) (err error) {
+	if m == nil {
+		return nil
+	}
+	m.datapath = d
+	if m.kernel, err = maps.NewKernel(d.Objects()); err != nil {
+		return err
+	}
+	if m.reconciler, err = maps.NewReconciler(&m.kernel.Maps, maps.Options{
+		Sizes: sizesOf(c), Resolve: cgroup.Resolve, SetLevels: d.SetLevels,
+	}); err != nil {
+		return err
+	}
+	m.names = enrich.NewMesh(meshNames{m.reconciler.Names()})
+	enricher.Use(m.names)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.applyLocked(m.snapshot)
+}
+
+// apply puts a snapshot in force, or says why the last one stays.
+func (m *meshSide) apply(s *model.Snapshot) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s == m.snapshot && m.names != nil { // the first, which fill put in force
+		return nil
+	}
+	return m.applyLocked(s)
+}
+
+func (m *meshSide) applyLocked(s *model.Snapshot) error {
+	out := make(maps.Health)
+	for name := range m.outliers.Out() {
+		out[name] = struct{}{}
+	}
+	mesh, err := m.compiler.Compile(s, out)
+	if err != nil {
+		return err
+	}
+	changes, err := m.reconciler.Apply(mesh)
+	if err != nil {
+		return err
+	}
+	m.mesh = mesh
+	if s != m.snapshot || s.Generation == 1 {
+		m.names.SetSnapshot(s)
+		m.outliers.SetSnapshot(s)
+	}
+	if renewed := s.Generation != m.snapshot.Generation; renewed && len(mesh.Sets) > 0 {
+		m.cutLocked(datapath.Cut{Denied: true})
+	}
+	m.snapshot = s
+	m.logger.Info("mesh in force", "generation", s.Generation, "tables", changes.Tables, "backends", changes.Backends,
+		"references", changes.References, "puts", changes.Puts, "deletes", changes.Deletes)
+	m.lookAroundLocked()
+	return nil
+}
+
+// lookInterval is how often it is looked for cgroups and network namespaces of workloads that came since, and for what has drained.
+const lookInterval = time.Second
+
+// start does everything that goes on while the agent runs, until the context ends; wait for tasks then.
+func (m *meshSide) start(ctx context.Context) {
+	if m == nil {
+		return
+	}
+	m.tasks.Go(staged("mesh", func() {
+		if err := m.file.Run(ctx, m.apply); err != nil {
+			m.logger.Error("changes of the mesh are not seen any more; what is in force stays", "error", err)
+		}
+	}))
+	m.tasks.Go(staged("mesh", func() { m.outliers.Run(ctx) }))
+	m.tasks.Go(staged("mesh", func() { m.keep(ctx) }))
+}
+
+func (m *meshSide) wait() {
+	if m != nil {
+		m.tasks.Wait()
+	}
+}
+
+func (m *meshSide) keep(ctx context.Context) {
+	tick := time.NewTicker(lookInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			m.mu.Lock()
+			m.lookAroundLocked()
+			m.mu.Unlock()
+		case <-m.outliers.Changed():
+			m.mu.Lock()
+			if err := m.applyLocked(m.snapshot); err != nil {
+				m.logger.Error("endpoints that fail stay in service", "error", err)
+			}
+			m.mu.Unlock()
+		}
+	}
+}
+
+func (m *meshSide) lookAroundLocked() {
+	_, err := m.reconciler.Rescan()
+	_, reapErr := m.reconciler.Reap()
+	err = errors.Join(err, reapErr)
+	if len(m.mesh.Sets) > 0 {
+		guards, guardErr := m.datapath.GuardNamespaces()
+		m.guards = guards
+		err = errors.Join(err, guardErr)
+	}
+	for _, d := range m.reconciler.Draining() {
+		if d.Timeout > 0 && d.Open > 0 && time.Since(d.Since) >= d.Timeout {
+			m.cutLocked(datapath.Cut{Backend: d.Index, Tag: d.Tag})
+		}
+	}
+	said := ""
+	if err != nil {
+		said = err.Error()
+		if said != m.scanErr {
+			m.logger.Warn("not all of the mesh is in force", "error", err)
+		}
+	}
+	m.scanErr = said
+}
+
+// cutLocked ends open connections, where the kernel can.
+func (m *meshSide) cutLocked(what datapath.Cut) {
+	err := m.datapath.Cut(what)
+	var lacks *datapath.FeatureError
+	switch {
+	case err == nil:
+	case errors.As(err, &lacks):
+		if !m.uncut {
+			m.logger.Warn("open connections stay", "error", err)
+		}
+		m.uncut = true
+	default:
+		m.logger.Error("open connections stay", "error", err)
+	}
+}
+
+// release undoes fill. Safe twice, and before the datapath is closed.
+func (m *meshSide) release() {
+	if m == nil || m.kernel == nil {
+		return
+	}
+	if err := m.kernel.Close(); err != nil {
+		m.logger.Debug("unmap the mesh", "error", err)
+	}
+	m.kernel = nil
+}
+
+// Consume hears how connects to endpoints of services came out. It is a pipeline.Sink, of the reader's goroutine.
+func (m *meshSide) Consume(batch []enrich.Record) {
+	for i := range batch {
+		r := &batch[i]
+		e := &r.Event
+		if e.Flags&(connection.Decided|connection.RefusedHere) != connection.Decided || e.Decision.Backend == 0 {
+			continue
+		}
+		failed := r.Change.Failed != 0
+		if failed {
+			switch e.Reason {
+			case connection.Refused, connection.ResetByPeer, connection.Timeout, connection.Unreachable:
+			default: // the client's own doing
+				continue
+			}
+		} else if r.Change.Established == 0 {
+			continue
+		}
+		if name, known := m.reconciler.Names().Backend(e.Decision.Backend, e.Decision.BackendTag); known {
+			m.outliers.Observe(name.Endpoint, name.Service, failed, time.Now())
+		}
+	}
+}
+
+// meshNames gives enrich the names that it wants.
+type meshNames struct{ names *maps.Names }
+
+func (n meshNames) Service(id uint32) (model.Name, bool) {
+	if name, known := n.names.Service(id); known {
+		return *name, true
+	}
+	return model.Name{}, false
+}
+
+func (n meshNames) Backend(index, tag uint32) (endpoint, workload model.Name, known bool) {
+	if name, known := n.names.Backend(index, tag); known {
+		return name.Endpoint, name.Workload, true
+	}
+	return model.Name{}, model.Name{}, false
+}
+
+func (n meshNames) Workload(index uint32) (model.Name, bool) {
+	if name, known := n.names.Workload(index); known {
+		return name.Name, true
+	}
+	return model.Name{}, false
+}
+
+func (n meshNames) Rule(set uint32, bit uint16) (policy model.Name, rule int, known bool) {
+	if name, known := n.names.Rule(set, bit); known {
+		return name.Policy, name.Rule, true
+	}
+	return model.Name{}, 0, false
+}
+
+func (n meshNames) Limit(index uint32) (string, bool) {
+	if name, known := n.names.Limit(index); known {
+		return *name, true
+	}
+	return "", false
+}

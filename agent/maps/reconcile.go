@@ -1,0 +1,157 @@
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/sidelight-mesh/sidelight/agent/model"
+	"github.com/sidelight-mesh/sidelight/bpf"
+)
+
+// Options of a Reconciler.
+type Options struct {
+	Sizes Sizes // that the maps were made for
+	// Resolve finds a cgroup by its path below the root of cgroup v2: its id, which is its inode number, and its depth, of which the root's is 0. One
+	// that does not exist is fs.ErrNotExist.
+	Resolve func(path string) (id uint64, level int, err error)
+	// SetLevels hears which depths have cgroups of workloads, a bit each, before the first at a depth is entered and after the last is gone.
+	SetLevels func(levels uint64) error
+	Now       func() time.Time // nil is time.Now
+}
+
+// Reconciler makes the kernel's maps as a mesh says. It holds which index stands for what. All its methods are safe for concurrent use.
+type Reconciler struct {
+	m     *Maps
+	o     Options
+	names *Names
+
+	mu        sync.Mutex
+	epoch     uint64 // of Apply
+	services  map[model.Name]*serviceState
+	workloads map[workloadKey]*workloadState
+	sets      map[string]*setState
+	classes   map[Class]uint32
+	limits    map[string]*limitState       // also those that drain
+	draining  map[backendKey]*backendState // gone from the mesh, and not free yet
+
+	// What the hashes hold.
+	frontends map[bpf.Frontend]uint32
+	addresses map[bpf.Address]uint32
+	cgroups   map[uint64]uint32
+	resolved  map[string]cgroup
+	levels    uint64
+	stale     bool // that may not be so: one could not be written
+
+	free    allocators
+	tags    []uint32 // of backends, by index
+	lastID  uint32   // of services: none is used again
+	pending garbage
+	failed  *plan                 // to be undone
+	counted map[verdictKey]uint64 // of sets that are gone
+}
+
+type allocators struct {
+	workloads, pools, tables, backends, limits, sets, classes *indices
+	slots                                                     *spans
+}
+
+// Changes counts what an Apply wrote.
+type Changes struct {
+	Tables, Slots, Backends, Workloads, Limits, PolicySets int // new ones
+	References                                             int // words that were flipped
+	Puts, Deletes                                          int // elements of hashes
+}
+
+// NewReconciler returns a reconciler of maps that are empty.
+func NewReconciler(m *Maps, o Options) (*Reconciler, error) {
+	if o.Resolve == nil || o.SetLevels == nil {
+		return nil, errors.New("make reconciler: Resolve and SetLevels are needed")
+	}
+	if err := o.Sizes.Validate(); err != nil {
+		return nil, fmt.Errorf("make reconciler: %w", err)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	have := map[string]int{
+		"workloads": len(m.Workloads), "pools": len(m.Pools), "turns": len(m.Turns), "tables": len(m.Tables), "slots": len(m.Slots),
+		"backends": len(m.Backends), "loads": len(m.Loads), "limits": len(m.Limits), "policy_sets": len(m.PolicySets),
+	}
+	want := o.Sizes.MaxEntries()
+	for name, n := range have {
+		if uint32(n) != want[name] {
+			return nil, fmt.Errorf("make reconciler: map %s has %d entries, and %d by the configuration", name, n, want[name])
+		}
+	}
+	if held, err := m.Frontends.All(); err != nil {
+		return nil, fmt.Errorf("make reconciler: %w", err)
+	} else if len(held) > 0 {
+		return nil, fmt.Errorf("make reconciler: the maps are not empty: they have %d frontends", len(held))
+	}
+	last := func(name string) *indices { return newIndices(want[name] - 1) }
+	return &Reconciler{
+		m: m, o: o, names: newNames(want),
+		services: make(map[model.Name]*serviceState), workloads: make(map[workloadKey]*workloadState), sets: make(map[string]*setState),
+		classes: make(map[Class]uint32), limits: make(map[string]*limitState), draining: make(map[backendKey]*backendState),
+		frontends: make(map[bpf.Frontend]uint32), addresses: make(map[bpf.Address]uint32), cgroups: make(map[uint64]uint32),
+		resolved: make(map[string]cgroup), counted: make(map[verdictKey]uint64),
+		free: allocators{
+			workloads: last("workloads"), pools: last("pools"), tables: last("tables"), backends: last("backends"), limits: last("limits"),
+			sets: last("policy_sets"), classes: last("workloads"), slots: newSpans(want["slots"]),
+		},
+		tags: make([]uint32, want["backends"]),
+	}, nil
+}
+
+// Names resolves the numbers of this reconciler.
+func (r *Reconciler) Names() *Names { return r.names }
+
+// Apply makes the maps as the mesh says. It returns when no program uses any more what was replaced, which takes some ten milliseconds. After an
+// error that is an ErrPartly each service and each workload is as it was or as it is wanted, and the next Apply, Rescan or Reap does the rest;
+// after any other nothing has changed.
+func (r *Reconciler) Apply(mesh *Mesh) (Changes, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := mesh.fit(r.o.Sizes); err != nil {
+		return Changes{}, err
+	}
+	if err := r.repair(); err != nil {
+		return Changes{}, err
+	}
+	p, err := r.plan(mesh)
+	if err == nil {
+		err = p.prepare()
+	}
+	if err != nil {
+		return Changes{}, errors.Join(err, p.undo())
+	}
+	p.write()
+	p.flip()
+	if err := p.enter(); err != nil {
+		return p.changes, fmt.Errorf("%w: %w", ErrPartly, err)
+	}
+	if err := r.settle(); err != nil {
+		return p.changes, fmt.Errorf("%w: %w", ErrPartly, err)
+	}
+	return p.changes, nil
+}
+
+// ErrPartly is of a mesh that is in force, or parts of it, while something remains to be done.
+var ErrPartly = errors.New("the mesh is partly in force")
+
+// repair does what an Apply before could not.
+func (r *Reconciler) repair() error {
+	if r.failed != nil {
+		if err := r.failed.undo(); err != nil {
+			return err
+		}
+	}
+	if r.stale {
+		if err := r.enterAll(); err != nil {
+			return err
+		}
+	}
+	return r.settle()
+}

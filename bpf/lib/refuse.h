@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Connections that the mesh refuses: they have no life that other hooks could tell of, only this one event. */
+#ifndef SIDELIGHT_REFUSE_H
+#define SIDELIGHT_REFUSE_H
+
+#include "account.h"
+#include "emit.h"
+#include "lost.h"
+
+struct mesh_refused {
+	struct mesh_close_event close;
+	struct mesh_decision decision;
+};
+
+/* The same sums as of an event that gets through. */
+static __always_inline void refuse_lost(const struct mesh_event *event, const struct mesh_decision *decision)
+{
+	bool by_edge;
+	struct mesh_lost *sums = lost_find(event, event->reason, decision->service, decision->destination, &by_edge);
+
+	if (!sums)
+		return;
+	if (event->role == MESH_CLIENT)
+		__sync_fetch_and_add(&sums->attempts, 1ULL);
+	__sync_fetch_and_add(&sums->failed, 1ULL);
+	if (by_edge)
+		account_add(aggregated);
+	else
+		account_add(totalled);
+}
+
+/* Of the event's flags. */
+#define REFUSE_FLAGS (MESH_DECIDED | MESH_REFUSED_HERE)
+
+/* Tells of it. event: who, where and why, and REFUSE_FLAGS; its times are those of the call. */
+static __always_inline void refuse_tell(const struct mesh_event *event, const struct mesh_decision *decision)
+{
+	struct mesh_refused *out;
+
+	if (event->role == MESH_CLIENT) {
+		account_add(attempts);
+		account_add(failed);
+		account_add(refused[MESH_CLIENT]);
+	} else {
+		account_add(refused[MESH_SERVER]);
+	}
+	if (silent & 1U << MESH_CLOSE) {
+		account_add(sampled_out[MESH_CLOSE]);
+		refuse_lost(event, decision);
+		return;
+	}
+	out = bpf_ringbuf_reserve(&events, sizeof(*out), 0);
+	if (!out) {
+		account_add(reserve_failed[MESH_CLOSE]);
+		refuse_lost(event, decision);
+		return;
+	}
+	account_add(submitted[MESH_CLOSE]);
+	__builtin_memset(out, 0, sizeof(*out));
+	out->close.event = *event;
+	out->close.event.kind = MESH_CLOSE;
+	out->close.min_rtt_us = ~0U;
+	out->decision = *decision;
+	bpf_ringbuf_submit(out, emit_flags());
+	emit_wake();
+}
+
+#endif
