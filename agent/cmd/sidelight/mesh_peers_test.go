@@ -85,6 +85,7 @@ type meshOrder struct {
 	Release bool   // closes what is held
 	Bind    string // an address to connect from
 	For     time.Duration
+	Pause   time.Duration // of each worker, after each connection
 }
 
 // meshTally is what came of it: how many by the name of who answered, or by errno.
@@ -136,6 +137,7 @@ func (m *meshClient) do(o *meshOrder) meshTally {
 		workers.Go(func() {
 			for left.Add(-1) >= 0 || (o.For > 0 && time.Now().Before(end)) {
 				m.one(o, &tally)
+				time.Sleep(o.Pause)
 			}
 		})
 	}
