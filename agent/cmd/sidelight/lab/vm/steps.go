@@ -49,6 +49,9 @@ func steps(patience int) []step {
 			"TestDemo", "TestDemoInterrupted", "TestBPFFS", "TestRecord", "TestRecordBesideRun", "TestStopIsNotHeldUp", "TestEvents", "TestTruth", "TestTruthAttach",
 			"TestTruthBare", "TestBareListener", "TestAsleep", "TestConnect", "TestHalfClose", "TestTimeWait", "TestListen", "TestOwner", "TestCut", "TestUnreachable",
 			"TestFastOpen", "TestMPTCP", "TestLongStream", "TestReasonOfOrderlyEnds",
+			"TestMeshServices", "TestMeshBalancers", "TestMeshLimits", "TestMeshLeaks", "TestMeshPolicies", "TestMeshRevocation", "TestMeshHostile",
+			"TestMeshBypass", "TestMeshLocality", "TestMeshPriority", "TestMeshOutliers", "TestMeshHealthChecks", "TestMeshDraining", "TestMeshReload",
+			"TestMeshCgroupsLater", "TestMeshHammer",
 		}, env: []string{"SIDELIGHT_TEST_PATIENCE=" + strconv.Itoa(patience)}},
 	}
 	for i, s := range all {
