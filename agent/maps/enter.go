@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/bits"
+	"slices"
 
 	"github.com/sidelight-mesh/sidelight/bpf"
 )
@@ -14,8 +16,25 @@ type cgroup struct {
 	level int
 }
 
-// maxLevel is the deepest that has a bit.
-const maxLevel = 63
+// maxLevel is the deepest that has a bit, and mostLevels how many depths the programs look at (IDENTITY_LEVELS of bpf/lib/identity.h).
+const (
+	maxLevel   = 63
+	mostLevels = 8
+)
+
+// addLevel tells whether the programs can look at one more depth, and makes it one of levels then.
+func addLevel(levels *uint64, level int) bool {
+	with := *levels | 1<<level
+	if bits.OnesCount64(with) > mostLevels {
+		return false
+	}
+	*levels = with
+	return true
+}
+
+func errLevels(path string) error {
+	return fmt.Errorf("enter cgroup %s: workloads have cgroups at %d other depths, which is all that is looked at; give it another depth", path, mostLevels)
+}
 
 func (r *Reconciler) resolve(path string) (cgroup, error) {
 	id, level, err := r.o.Resolve(path)
@@ -150,10 +169,7 @@ func update[K comparable](h Hash[K, uint32], have, wanted map[K]uint32, changes 
 
 // enterCgroups enters those that are resolved. The programs look at a depth before there is anything, and as long as there is.
 func (r *Reconciler) enterCgroups(changes *Changes) error {
-	wanted := make(map[uint64]uint32)
-	for id := range r.cgroups {
-		wanted[id] = 0
-	}
+	kept, wanted := make(map[uint64]uint32), make(map[uint64]uint32)
 	var levels uint64
 	paths := make(map[string]cgroup, len(r.resolved))
 	for _, w := range r.workloads {
@@ -164,13 +180,19 @@ func (r *Reconciler) enterCgroups(changes *Changes) error {
 		}
 	}
 	r.resolved = paths
-	if err := r.setLevels(r.levels | levels); err != nil {
+	// Those that go come first, so that depths of both never add up.
+	for id, index := range r.cgroups {
+		if kept[id] = index; wanted[id] == 0 {
+			kept[id] = 0
+		}
+	}
+	if err := update(r.m.Cgroups, r.cgroups, kept, changes); err != nil {
 		return err
 	}
-	if err := update(r.m.Cgroups, r.cgroups, wanted, changes); err != nil {
+	if err := r.setLevels(levels); err != nil {
 		return err
 	}
-	return r.setLevels(levels)
+	return update(r.m.Cgroups, r.cgroups, wanted, changes)
 }
 
 func (r *Reconciler) setLevels(levels uint64) error {
@@ -192,22 +214,7 @@ func (r *Reconciler) Rescan() (bool, error) {
 	if err := r.repair(); err != nil {
 		return false, err
 	}
-	var errs []error
-	for _, w := range r.workloads {
-		path := w.compiled.Cgroup
-		if path == "" {
-			continue
-		}
-		c, err := r.resolve(path)
-		switch {
-		case err == nil:
-			r.resolved[path] = c
-		case errors.Is(err, fs.ErrNotExist):
-			delete(r.resolved, path)
-		default:
-			errs = append(errs, err)
-		}
-	}
+	errs := r.resolveAll()
 	var changes Changes
 	r.stale = true
 	if err := r.enterCgroups(&changes); err != nil {
@@ -215,4 +222,42 @@ func (r *Reconciler) Rescan() (bool, error) {
 	}
 	r.stale = false
 	return changes.Puts+changes.Deletes > 0, errors.Join(errs...)
+}
+
+// resolveAll finds the cgroups of all workloads anew. One at a depth too many is left out.
+func (r *Reconciler) resolveAll() (errs []error) {
+	found := make(map[string]cgroup)
+	var levels uint64
+	var fresh []string
+	for _, w := range r.workloads {
+		path := w.compiled.Cgroup
+		if path == "" {
+			continue
+		}
+		known, was := r.resolved[path]
+		switch c, err := r.resolve(path); {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			errs = append(errs, err)
+			if was {
+				found[path] = known
+				levels |= 1 << known.level
+			}
+		case was && known.level == c.level:
+			found[path] = c
+			levels |= 1 << c.level
+		default:
+			found[path] = c
+			fresh = append(fresh, path)
+		}
+	}
+	slices.Sort(fresh)
+	for _, path := range fresh {
+		if !addLevel(&levels, found[path].level) {
+			delete(found, path)
+			errs = append(errs, errLevels(path))
+		}
+	}
+	r.resolved = found
+	return errs
 }

@@ -248,5 +248,15 @@ func (p *plan) planCgroups() error {
 		}
 		p.newCgroups[path] = c
 	}
+	var levels uint64
+	for _, w := range p.mesh.Workloads {
+		c, ok := p.newCgroups[w.Cgroup]
+		if !ok {
+			c, ok = p.r.resolved[w.Cgroup]
+		}
+		if ok && !addLevel(&levels, c.level) {
+			return errLevels(w.Cgroup)
+		}
+	}
 	return nil
 }
