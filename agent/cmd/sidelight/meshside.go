@@ -122,10 +122,14 @@ func (m *meshSide) applyLocked(s *model.Snapshot) error {
 		return err
 	}
 	changes, err := m.reconciler.Apply(mesh)
-	if err != nil {
+	if err != nil && !errors.Is(err, maps.ErrPartly) {
 		return err
 	}
 	m.mesh = mesh
+	if err != nil {
+		// What is missing comes with the next look around.
+		m.logger.Warn("not all of the mesh is in force yet", "error", err)
+	}
 	if s != m.snapshot || s.Generation == 1 {
 		m.names.SetSnapshot(s)
 		m.outliers.SetSnapshot(s)
