@@ -53,5 +53,6 @@ const (
 	SourceOther    = uint32(0xffffffff)
 	RuleWords      = 4
 	RulesPerSet    = RuleWords * 64
+	IdentityLevels = 8 // depths of cgroups that programs look at (lib/identity.h)
 	WorkloadBypass = uint32(meshMeshWorkloadFlagsMESH_WORKLOAD_BYPASS)
 )

@@ -189,10 +189,10 @@ func (f *File) reload(apply func(*model.Snapshot) error) error {
 	if err != nil {
 		now = sha256.Sum256([]byte(err.Error()))
 	}
-	switch {
-	case now == f.seen:
+	switch now {
+	case f.seen:
 		return f.failure
-	case now == f.inForce: // a faulty change was taken back
+	case f.inForce: // a faulty change was taken back
 		f.seen, f.failure, f.refused = now, nil, false
 		f.mu.Lock()
 		f.status.LastError = ""

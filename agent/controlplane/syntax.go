@@ -17,7 +17,8 @@ var (
 
 // syntaxFault says where a file is no YAML. The library says it for some faults, and leaves the line out if it takes it for 0.
 func syntaxFault(f file, err error) fault {
-	text, line := strings.TrimPrefix(err.Error(), "yaml: "), 1
+	text := strings.TrimPrefix(err.Error(), "yaml: ")
+	var line int
 	if m := atLine.FindStringSubmatch(text); m != nil {
 		line, _ = strconv.Atoi(m[1])
 		text = text[len(m[0]):]

@@ -78,13 +78,10 @@ func (d *Datapath) meshPrograms() []namedProgram {
 // Objects are the programs and maps, for agent/maps.
 func (d *Datapath) Objects() *bpf.Objects { return &d.objects }
 
-// mostLevels is how many depths of cgroups the programs look at (IDENTITY_LEVELS of bpf/lib/identity.h).
-const mostLevels = 8
-
 // SetLevels says at which depths below the root of cgroup v2 there are workloads, as bits. More than eight are an error. Safe for concurrent use.
 func (d *Datapath) SetLevels(levels uint64) error {
-	if n := bits.OnesCount64(levels); n > mostLevels {
-		return fmt.Errorf("set %s: workloads have cgroups at %d depths, and there may be %d; give them cgroups of more equal depth", bpf.CgroupLevels, n, mostLevels)
+	if n := bits.OnesCount64(levels); n > bpf.IdentityLevels {
+		return fmt.Errorf("set %s: workloads have cgroups at %d depths, and there may be %d; give them cgroups of more equal depth", bpf.CgroupLevels, n, bpf.IdentityLevels)
 	}
 	if err := d.objects.CgroupLevels.Set(levels); err != nil {
 		return fmt.Errorf("set %s: %w", bpf.CgroupLevels, err)

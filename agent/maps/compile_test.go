@@ -89,7 +89,8 @@ func TestServices(t *testing.T) {
 			[]model.Endpoint{
 				a, endpointAt("b", "10.1.0.2", func(e *model.Endpoint) { e.Port = 9 }),
 				endpointAt("c", "10.1.0.3", func(e *model.Endpoint) { e.Port, e.Ports = 9, map[string]uint16{"http": 7} }),
-			}, nil, here,
+			},
+			nil, here,
 			"4:80 a=10.1.0.1:8080 b=10.1.0.2:9 c=10.1.0.3:7; 4:443 a=10.1.0.1:443 b=10.1.0.2:9 c=10.1.0.3:9; 4:0 a=10.1.0.1:0 b=10.1.0.2:9 c=10.1.0.3:9",
 		},
 		{"unhealthy", nil, []model.Endpoint{endpointAt("a", "10.1.0.1", health(model.Unhealthy)), b}, nil, here, "4:80 b=10.1.0.2:8080"},
@@ -117,7 +118,8 @@ func TestServices(t *testing.T) {
 		{"failover to the region", failover, places, []string{"node", "subzone", "zone"}, here, "4:80 region=10.1.0.4:8080"},
 		{"failover to the world", failover, places, []string{"node", "subzone", "zone", "region"}, here, "4:80 world=10.1.0.5:8080"},
 		{
-			"failover within a priority", failover, []model.Endpoint{endpointAt("near", "10.1.0.1", priority(1)), places[4]},
+			"failover within a priority", failover,
+			[]model.Endpoint{endpointAt("near", "10.1.0.1", priority(1)), places[4]},
 			nil, here, "4:80 world=10.1.0.5:8080",
 		},
 		{"failover of a node that is nowhere", failover, places[3:], nil, model.Locality{}, "4:80 region=10.1.0.4:8080 world=10.1.0.5:8080"},
@@ -173,8 +175,10 @@ func TestWorkloads(t *testing.T) {
 		Workloads: []model.Workload{
 			{Name: model.Name{Namespace: "b", Name: "w"}, Identity: "i", Addresses: ip("10.0.0.1", "fd00::1"), Labels: app},
 			{Name: model.Name{Namespace: "a", Name: "w"}, Identity: "i", Cgroup: "/a", Limits: model.Limits{ConnectionsPerSecond: 5}, Labels: app},
-			{Name: model.Name{Namespace: "a", Name: "v"}, Identity: "i", Cgroup: "/a/v", Addresses: ip("::ffff:10.0.0.2"),
-				Limits: model.Limits{ConnectionsPerSecond: 5, Burst: 9}},
+			{
+				Name: model.Name{Namespace: "a", Name: "v"}, Identity: "i", Cgroup: "/a/v", Addresses: ip("::ffff:10.0.0.2"),
+				Limits: model.Limits{ConnectionsPerSecond: 5, Burst: 9},
+			},
 		},
 		Bypasses: []model.Bypass{
 			{Name: model.Name{Namespace: "a", Name: "w"}, Cgroup: "/backup"},
@@ -207,8 +211,10 @@ func TestWorkloads(t *testing.T) {
 }
 
 func TestSizes(t *testing.T) {
-	allow := model.AuthorizationPolicy{Name: model.Name{Namespace: "n", Name: "p"}, Mesh: true,
-		Rules: []model.Rule{{To: []model.Operation{{Ports: []uint16{1, 2, 3}}}}}}
+	allow := model.AuthorizationPolicy{
+		Name: model.Name{Namespace: "n", Name: "p"}, Mesh: true,
+		Rules: []model.Rule{{To: []model.Operation{{Ports: []uint16{1, 2, 3}}}}},
+	}
 	s := &model.Snapshot{
 		Services: []model.Service{{
 			Name: cart, Addresses: ip("10.0.0.1", "10.0.0.2", "fd00::1"), Ports: []model.Port{{Port: 1}, {Port: 2}}, Limits: model.Limits{MaxConnections: 1},

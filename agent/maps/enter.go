@@ -16,16 +16,13 @@ type cgroup struct {
 	level int
 }
 
-// maxLevel is the deepest that has a bit, and mostLevels how many depths the programs look at (IDENTITY_LEVELS of bpf/lib/identity.h).
-const (
-	maxLevel   = 63
-	mostLevels = 8
-)
+// maxLevel is the deepest that has a bit.
+const maxLevel = 63
 
 // addLevel tells whether the programs can look at one more depth, and makes it one of levels then.
 func addLevel(levels *uint64, level int) bool {
 	with := *levels | 1<<level
-	if bits.OnesCount64(with) > mostLevels {
+	if bits.OnesCount64(with) > bpf.IdentityLevels {
 		return false
 	}
 	*levels = with
@@ -33,7 +30,7 @@ func addLevel(levels *uint64, level int) bool {
 }
 
 func errLevels(path string) error {
-	return fmt.Errorf("enter cgroup %s: workloads have cgroups at %d other depths, which is all that is looked at; give it another depth", path, mostLevels)
+	return fmt.Errorf("enter cgroup %s: workloads have cgroups at %d other depths, which is all that is looked at; give it another depth", path, bpf.IdentityLevels)
 }
 
 func (r *Reconciler) resolve(path string) (cgroup, error) {

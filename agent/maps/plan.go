@@ -147,14 +147,6 @@ func (p *plan) planClasses() error {
 	return nil
 }
 
-// class is the number of one; 0 is of those that nobody knows.
-func (p *plan) class(c Class) uint32 {
-	if i, ok := p.r.classes[c]; ok {
-		return i
-	}
-	return p.newClasses[c]
-}
-
 // limit finds or makes the limit that something has. One that drains is taken up again, with what stands against it.
 func (p *plan) limit(kind string, name model.Name, limit bpf.Limit) (*limitState, error) {
 	if limit == (bpf.Limit{}) {

@@ -235,7 +235,8 @@ func TestPolicySets(t *testing.T) {
 			return !s.HasAllow && s.HasDryAllow && s.DryAllow == one(0)
 		}},
 		{
-			"too many", []model.AuthorizationPolicy{policy("b", model.Deny, many[:57]...), policy("a", model.Allow, many...)},
+			"too many",
+			[]model.AuthorizationPolicy{policy("b", model.Deny, many[:57]...), policy("a", model.Allow, many...)},
 			"workload shop/cart has 257 pairs of a source and an operation in the rules of the policies that select it (shop/a with 200, shop/b with 57), " +
 				"and can have 256; put several identities, blocks or ports into one source or operation, or select fewer workloads", nil,
 		},
