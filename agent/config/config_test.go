@@ -164,6 +164,16 @@ var faults = []fault{
 	{"profiles", func(c *Config) { c.Profiling.Pyroscope.URL = "http://127.0.0.1:4040" }, ""},
 	{"profiles of nobody", func(c *Config) { c.Profiling.Pyroscope.Application = "" }, "profiling.pyroscope.application: empty; give the agent a name, such as sidelight"},
 	{"user without password", func(c *Config) { c.Profiling.Pyroscope.User = "me" }, "profiling.pyroscope: user and password go together"},
+	{"no room for workloads", func(c *Config) { c.Mesh.MaxWorkloads = 0 }, "mesh.max_workloads: 0 is out of range; use 1 to 67108864"},
+	{"no room for addresses", func(c *Config) { c.Mesh.MaxAddresses = 0 }, "mesh.max_addresses: 0 is out of range; use 1 to 67108864"},
+	{"no room for frontends", func(c *Config) { c.Mesh.MaxFrontends = 0 }, "mesh.max_frontends: 0 is out of range; use 1 to 67108864"},
+	{"no room for pools", func(c *Config) { c.Mesh.MaxPools = 0 }, "mesh.max_pools: 0 is out of range; use 1 to 67108864"},
+	{"no room for backends", func(c *Config) { c.Mesh.MaxBackends = 0 }, "mesh.max_backends: 0 is out of range; use 1 to 67108864"},
+	{"too many slots", func(c *Config) { c.Mesh.MaxSlots = 1<<26 + 1 }, "mesh.max_slots: 67108865 is out of range; use 1 to 67108864"},
+	{"no room for limits", func(c *Config) { c.Mesh.MaxLimits = 0 }, "mesh.max_limits: 0 is out of range; use 1 to 67108864"},
+	{"no room for policy sets", func(c *Config) { c.Mesh.MaxPolicySets = 0 }, "mesh.max_policy_sets: 0 is out of range; use 1 to 67108864"},
+	{"too many policy entries", func(c *Config) { c.Mesh.MaxPolicyEntries = 1 << 31 }, "mesh.max_policy_entries: 2147483648 is out of range; use 1 to 67108864"},
+	{"smallest and largest mesh", func(c *Config) { c.Mesh.MaxWorkloads, c.Mesh.MaxSlots = 1, 1<<26 }, ""},
 	{"certificate and key", func(c *Config) { c.OTLP.CertFile, c.OTLP.KeyFile = "cert.pem", "key.pem" }, ""},
 }
 
@@ -191,6 +201,7 @@ func TestValidateTellsEveryFault(t *testing.T) {
 	c.Events = "some"
 	c.PeerGroups = []PeerGroup{{}}
 	c.OTLP = OTLP{Endpoint: "x", Protocol: "x", Compression: "x", Timeout: -1, CertFile: "x"}
+	c.Mesh = Mesh{}
 	var keys []string
 	for line := range strings.Lines(c.Validate().Error()) {
 		key, _, _ := strings.Cut(line, ":")
@@ -198,7 +209,9 @@ func TestValidateTellsEveryFault(t *testing.T) {
 	}
 	const want = "log_level access_log metrics_address report_interval drain_interval ring_bytes events max_connections max_edges " +
 		"state_directory peer_groups[0].name peer_groups[0].cidrs " +
-		"otlp.endpoint otlp.protocol otlp.compression otlp.timeout otlp"
+		"otlp.endpoint otlp.protocol otlp.compression otlp.timeout otlp " +
+		"mesh.max_workloads mesh.max_addresses mesh.max_frontends mesh.max_pools mesh.max_backends mesh.max_slots mesh.max_limits " +
+		"mesh.max_policy_sets mesh.max_policy_entries"
 	if got := strings.Join(keys, " "); got != want {
 		t.Errorf("\ngot  %s\nwant %s", got, want)
 	}

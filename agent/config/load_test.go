@@ -76,7 +76,9 @@ func TestGoodFileIsComplete(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, typeName := range []string{"config.Config", "config.OTLP", "config.Signal", "config.PeerGroup", "config.Budget", "config.Profiling", "config.Pyroscope"} {
+	for _, typeName := range []string{
+		"config.Config", "config.OTLP", "config.Signal", "config.PeerGroup", "config.Budget", "config.Profiling", "config.Pyroscope", "config.Mesh", "config.Locality",
+	} {
 		keys := keysOf(typeName)
 		if len(keys) == 0 {
 			t.Errorf("%s has no keys", typeName)

@@ -68,14 +68,13 @@ func (r *Reconciler) Loads() (*Loads, error) {
 func (r *Reconciler) endpointSums() map[endpointKey]*endpointSum {
 	sums := make(map[endpointKey]*endpointSum)
 	services := make(map[model.Name]struct{})
-	for i := range r.m.Loads {
+	for i := range r.free.backends.last + 1 {
 		load := &r.m.Loads[i]
-		// Its open ones first: of those that are counted here none was ever without a pick.
 		open, picks := atomic.LoadUint64(&load.Open), atomic.LoadUint64(&load.Picks)
 		if open == 0 && picks == 0 {
 			continue
 		}
-		name, known := r.names.Backend(uint32(i), r.tags[i])
+		name, known := r.names.Backend(i, r.tags[i])
 		if !known {
 			continue
 		}

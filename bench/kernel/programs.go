@@ -8,6 +8,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"github.com/sidelight-mesh/sidelight/bench/bpfcount"
 	"github.com/sidelight-mesh/sidelight/bpf"
 )
 
@@ -88,7 +89,7 @@ func (a *attached) mesh(cgroup string, o options) error {
 		for _, p := range hooked {
 			names = append(names, p.name)
 		}
-		if a.counts, err = instrumentSpec(spec, names...); err != nil {
+		if a.counts, err = bpfcount.Spec(spec, names...); err != nil {
 			return err
 		}
 	}

@@ -117,6 +117,40 @@ var (
 		Name: "sidelight.bpf.program", Prometheus: "sidelight_bpf_program_seconds_total", Counter: true, Double: true, Unit: "s",
 		Description: "Time in a program, measured as its runs are counted.", Attributes: []string{"program"},
 	})
+	ConfigGeneration = gauge("sidelight.config.generation", "sidelight_config_generation", "",
+		"The generation of the mesh in force. Each one that is put in force has the next number, and the first has 1.")
+	ConfigInputs = counter("sidelight.config.inputs", "sidelight_config_inputs_total", "{input}",
+		"What was read as a mesh, by what became of it: accepted or rejected.", "result")
+	ConfigInForce = gauge("sidelight.config.in_force", "sidelight_config_in_force", "",
+		"1 while the newest input is in force; 0 while it is refused and an older one stays.")
+	ConfigLastAccepted = define(Metric{
+		Name: "sidelight.config.last_accepted.timestamp", Prometheus: "sidelight_config_last_accepted_timestamp_seconds", Double: true, Unit: "s",
+		Description: "When the mesh in force was accepted, in Unix time.",
+	})
+	MeshPicks = counter("sidelight.mesh.picks", "sidelight_mesh_picks_total", "{connection}",
+		"Connections of this node's that an endpoint was chosen for. An endpoint that had none yet has no series.", "service", "service.namespace", "endpoint")
+	MeshOpen = gauge("sidelight.mesh.endpoint.open", "sidelight_mesh_endpoint_open", "{connection}",
+		"Those of them that are open or connecting.", "service", "service.namespace", "endpoint")
+	MeshFailures = counter("sidelight.mesh.endpoint.failures", "sidelight_mesh_endpoint_failures_total", "{connection}",
+		"Those of them whose handshake failed.", "service", "service.namespace", "endpoint")
+	MeshOut = gauge("sidelight.mesh.endpoint.out", "sidelight_mesh_endpoint_out", "",
+		"1 while an endpoint gets no connections: its own failed (outlier), or it does not answer (health_check).", "service", "service.namespace", "endpoint", "cause")
+	MeshEjections = counter("sidelight.mesh.ejections", "sidelight_mesh_ejections_total", "{ejection}",
+		"How often an endpoint was put out of service. It begins anew when the endpoint leaves the mesh and comes again.", "service", "service.namespace", "endpoint", "cause")
+	MeshSuppressed = counter("sidelight.mesh.ejections.suppressed", "sidelight_mesh_ejections_suppressed_total", "{ejection}",
+		"How often an endpoint was not, because too many of its service were out already.", "service", "service.namespace", "endpoint")
+	MeshLimitOpen = gauge("sidelight.mesh.limit.open", "sidelight_mesh_limit_open", "{connection}",
+		"Connections that count against a limit of a service or a workload: open ones and those that connect.", "limit")
+	MeshLimitConnecting = gauge("sidelight.mesh.limit.connecting", "sidelight_mesh_limit_connecting", "{connection}",
+		"Those of them that connect.", "limit")
+	MeshLimitRejections = counter("sidelight.mesh.limit.rejections", "sidelight_mesh_limit_rejections_total", "{connection}",
+		"Connections that a limit refused, by what was at its bound: open, connecting or rate.", "limit", "cause")
+	PolicyVerdicts = counter("sidelight.policy.verdicts", "sidelight_policy_verdicts_total", "{verdict}",
+		"What policies said, by the rule that decided; where none did both are empty. Each end of a connection on this node is asked, and a revocation asks again.", "policy", "rule", "verdict", "dry_run")
+	MeshGuarded = gauge("sidelight.mesh.guarded_namespaces", "sidelight_mesh_guarded_namespaces", "{namespace}",
+		"Network namespaces whose inbound connections are judged.")
+	Refused = counter("sidelight.self.refused", "sidelight_self_refused_total", "{connection}",
+		"Connections that the mesh refused, by the kernel's count; those of clients are among its attempted and failed ones.", "role")
 )
 
 // BudgetStep is a step on the ladder of the overhead budget, for the log.
