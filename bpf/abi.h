@@ -204,6 +204,7 @@ struct mesh_account {
 	__u64 untracked_closed; /* closed without state: it began before we did and was not adopted */
 	__u64 aggregated; /* MESH_CLOSE without room in the ring, or sampled out, that went into `lost` */
 	__u64 totalled; /* the same where `lost` was full too: they went into `lost_totals` */
+	__u64 listeners_failed; /* listeners of workloads that could not be noted: nobody judges who connects to them by that */
 	__u64 refused[MESH_ROLE_COUNT]; /* by the mesh; of clients they are in `attempts` and in `failed` too */
 };
 
@@ -348,6 +349,6 @@ _Static_assert(sizeof(struct mesh_workload) == 24, "mesh_workload");
 _Static_assert(sizeof(struct mesh_policy_set) == 176, "mesh_policy_set");
 _Static_assert(sizeof(struct mesh_lost_key) == 40, "mesh_lost_key");
 _Static_assert(sizeof(struct mesh_lost) == 88, "mesh_lost");
-_Static_assert(sizeof(struct mesh_account) == 8 * (1 + 3 + 3 + 1 + 3 + 5 + 5 + 5 + 3 + 8 + 3), "mesh_account");
+_Static_assert(sizeof(struct mesh_account) == 8 * (1 + 3 + 3 + 1 + 3 + 5 + 5 + 5 + 3 + 8 + 1 + 3), "mesh_account");
 
 #endif

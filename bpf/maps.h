@@ -274,4 +274,29 @@ struct {
 	__type(value, struct mesh_admission);
 } tickets SEC(".maps");
 
+/* Where somebody listens. */
+struct mesh_listen {
+	__u64 netns; /* its cookie */
+	__u8 addr[16]; /* all zero: any, of both families */
+	__u32 port; /* host byte order */
+	__u32 reserved;
+};
+
+struct mesh_listener {
+	__u32 workload; /* index into `workloads` of who listened last */
+	__u32 refs; /* listeners; changed by atomics only */
+};
+
+/*
+ * Purpose: who listens, for those that no address tells of. Writer: mesh_sockops, mesh_adopt_owners. Deleter: agent/datapath, entries without refs, by
+ * look-up and deletion in one: an entry that was taken up meanwhile it puts back. Size: listeners of workloads, each of which has
+ * MESH_LISTENERS_EACH at most, so that none can take the room of all.
+ */
+MESH_HASH(listeners, struct mesh_listen, struct mesh_listener);
+
+#define MESH_LISTENERS_EACH 4096
+
+/* Purpose: how many entries of `listeners` a workload has. Writer: mesh_sockops, mesh_adopt_owners; agent/datapath with each deletion. Size: as `workloads`. */
+MESH_ARRAY(listens, __u32);
+
 #endif

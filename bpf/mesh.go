@@ -28,6 +28,10 @@ type (
 	PolicyPort = meshMeshPolicyPort
 	// VerdictKey is struct mesh_verdict_key.
 	VerdictKey = meshMeshVerdictKey
+	// Listen is struct mesh_listen.
+	Listen = meshMeshListen
+	// Listener is struct mesh_listener.
+	Listener = meshMeshListener
 	// Address is struct mesh_address.
 	Address = meshMeshAddress
 )

@@ -32,6 +32,7 @@ type meshMeshAccount struct {
 	UntrackedClosed      uint64
 	Aggregated           uint64
 	Totalled             uint64
+	ListenersFailed      uint64
 	Refused              [3]uint64
 }
 
@@ -179,6 +180,20 @@ type meshMeshLimitState struct {
 	}
 	TokensNs uint64
 	FilledNs uint64
+}
+
+type meshMeshListen struct {
+	_        structs.HostLayout
+	Netns    uint64
+	Addr     [16]uint8
+	Port     uint32
+	Reserved uint32
+}
+
+type meshMeshListener struct {
+	_        structs.HostLayout
+	Workload uint32
+	Refs     uint32
 }
 
 type meshMeshLoad struct {
@@ -347,6 +362,8 @@ const (
 	meshMapFrontends         = "frontends"
 	meshMapLimitStates       = "limit_states"
 	meshMapLimits            = "limits"
+	meshMapListeners         = "listeners"
+	meshMapListens           = "listens"
 	meshMapLoads             = "loads"
 	meshMapLost              = "lost"
 	meshMapLostTotals        = "lost_totals"
@@ -381,6 +398,7 @@ const (
 	meshVarCutDenied         = "cut_denied"
 	meshVarCutTag            = "cut_tag"
 	meshVarFirstBytes        = "first_bytes"
+	meshVarLookupNetns       = "lookup_netns"
 	meshVarMesh              = "mesh"
 	meshVarMeshAddress       = "mesh_address_"
 	meshVarMeshAlgorithm     = "mesh_algorithm_"
@@ -393,6 +411,8 @@ const (
 	meshVarMeshKind          = "mesh_kind_"
 	meshVarMeshLimit         = "mesh_limit_"
 	meshVarMeshLimitState    = "mesh_limit_state_"
+	meshVarMeshListen        = "mesh_listen_"
+	meshVarMeshListener      = "mesh_listener_"
 	meshVarMeshLoad          = "mesh_load_"
 	meshVarMeshPolicyBlock   = "mesh_policy_block_"
 	meshVarMeshPolicyPort    = "mesh_policy_port_"
@@ -485,6 +505,8 @@ type meshMapSpecs struct {
 	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
 	LimitStates   *ebpf.MapSpec `ebpf:"limit_states"`
 	Limits        *ebpf.MapSpec `ebpf:"limits"`
+	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
+	Listens       *ebpf.MapSpec `ebpf:"listens"`
 	Loads         *ebpf.MapSpec `ebpf:"loads"`
 	Lost          *ebpf.MapSpec `ebpf:"lost"`
 	LostTotals    *ebpf.MapSpec `ebpf:"lost_totals"`
@@ -512,6 +534,7 @@ type meshVariableSpecs struct {
 	CutDenied         *ebpf.VariableSpec `ebpf:"cut_denied"`
 	CutTag            *ebpf.VariableSpec `ebpf:"cut_tag"`
 	FirstBytes        *ebpf.VariableSpec `ebpf:"first_bytes"`
+	LookupNetns       *ebpf.VariableSpec `ebpf:"lookup_netns"`
 	Mesh              *ebpf.VariableSpec `ebpf:"mesh"`
 	MeshAddress       *ebpf.VariableSpec `ebpf:"mesh_address_"`
 	MeshAlgorithm     *ebpf.VariableSpec `ebpf:"mesh_algorithm_"`
@@ -524,6 +547,8 @@ type meshVariableSpecs struct {
 	MeshKind          *ebpf.VariableSpec `ebpf:"mesh_kind_"`
 	MeshLimit         *ebpf.VariableSpec `ebpf:"mesh_limit_"`
 	MeshLimitState    *ebpf.VariableSpec `ebpf:"mesh_limit_state_"`
+	MeshListen        *ebpf.VariableSpec `ebpf:"mesh_listen_"`
+	MeshListener      *ebpf.VariableSpec `ebpf:"mesh_listener_"`
 	MeshLoad          *ebpf.VariableSpec `ebpf:"mesh_load_"`
 	MeshPolicyBlock   *ebpf.VariableSpec `ebpf:"mesh_policy_block_"`
 	MeshPolicyPort    *ebpf.VariableSpec `ebpf:"mesh_policy_port_"`
@@ -575,6 +600,8 @@ type meshMaps struct {
 	Frontends     *ebpf.Map `ebpf:"frontends"`
 	LimitStates   *ebpf.Map `ebpf:"limit_states"`
 	Limits        *ebpf.Map `ebpf:"limits"`
+	Listeners     *ebpf.Map `ebpf:"listeners"`
+	Listens       *ebpf.Map `ebpf:"listens"`
 	Loads         *ebpf.Map `ebpf:"loads"`
 	Lost          *ebpf.Map `ebpf:"lost"`
 	LostTotals    *ebpf.Map `ebpf:"lost_totals"`
@@ -603,6 +630,8 @@ func (m *meshMaps) Close() error {
 		m.Frontends,
 		m.LimitStates,
 		m.Limits,
+		m.Listeners,
+		m.Listens,
 		m.Loads,
 		m.Lost,
 		m.LostTotals,
@@ -631,6 +660,7 @@ type meshVariables struct {
 	CutDenied         *ebpf.Variable `ebpf:"cut_denied"`
 	CutTag            *ebpf.Variable `ebpf:"cut_tag"`
 	FirstBytes        *ebpf.Variable `ebpf:"first_bytes"`
+	LookupNetns       *ebpf.Variable `ebpf:"lookup_netns"`
 	Mesh              *ebpf.Variable `ebpf:"mesh"`
 	MeshAddress       *ebpf.Variable `ebpf:"mesh_address_"`
 	MeshAlgorithm     *ebpf.Variable `ebpf:"mesh_algorithm_"`
@@ -643,6 +673,8 @@ type meshVariables struct {
 	MeshKind          *ebpf.Variable `ebpf:"mesh_kind_"`
 	MeshLimit         *ebpf.Variable `ebpf:"mesh_limit_"`
 	MeshLimitState    *ebpf.Variable `ebpf:"mesh_limit_state_"`
+	MeshListen        *ebpf.Variable `ebpf:"mesh_listen_"`
+	MeshListener      *ebpf.Variable `ebpf:"mesh_listener_"`
 	MeshLoad          *ebpf.Variable `ebpf:"mesh_load_"`
 	MeshPolicyBlock   *ebpf.Variable `ebpf:"mesh_policy_block_"`
 	MeshPolicyPort    *ebpf.Variable `ebpf:"mesh_policy_port_"`

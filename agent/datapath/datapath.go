@@ -67,11 +67,12 @@ func Load(options Options) (*Datapath, error) {
 		}
 		spec.Maps[name].MaxEntries = size
 	}
+	shared := spec.Copy() // before it is loaded, for what is loaded beside it
 	d := &Datapath{cgroup: options.Cgroup, losses: losses{byEdge: make(map[bpf.LostKey]bpf.Lost), totals: make(map[uint32]bpf.Lost)}}
 	if options.Mesh != nil {
-		d.mesh = meshState{on: true, lookups: make(map[uint64]*lookup)}
+		d.mesh = meshState{on: true, spec: shared}
 	}
-	if err := spec.LoadAndAssign(&d.objects, nil); err != nil {
+	if err := d.load(spec); err != nil {
 		// The probes cost a few milliseconds and say what a verifier message cannot.
 		for _, f := range Features() {
 			if f.Required && f.Err != nil {
@@ -81,6 +82,21 @@ func Load(options Options) (*Datapath, error) {
 		return nil, fmt.Errorf("load programs: %w", err)
 	}
 	return d, nil
+}
+
+// load loads everything, and keeps what other programs are to share.
+func (d *Datapath) load(spec *ebpf.CollectionSpec) error {
+	collection, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return err
+	}
+	defer collection.Close()
+	if d.mesh.on {
+		if err := d.mesh.share(collection); err != nil {
+			return err
+		}
+	}
+	return collection.Assign(&d.objects)
 }
 
 func silentBits(kinds []connection.Kind) uint32 {
@@ -206,6 +222,7 @@ func (d *Datapath) Account() (Account, error) {
 		sum.StatelessEstablished += a.StatelessEstablished
 		sum.AdoptedConnecting += a.AdoptedConnecting
 		sum.AdoptFailed += a.AdoptFailed
+		sum.ListenersFailed += a.ListenersFailed
 		sum.Traced += a.Traced
 		sum.TracedClosed += a.TracedClosed
 		sum.UntrackedClosed += a.UntrackedClosed
@@ -271,5 +288,5 @@ func (d *Datapath) detach() error {
 
 // Close detaches and frees everything. Safe twice.
 func (d *Datapath) Close() error {
-	return errors.Join(d.detach(), d.objects.Close())
+	return errors.Join(d.detach(), d.mesh.close(), d.objects.Close())
 }

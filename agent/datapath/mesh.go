@@ -7,6 +7,7 @@ import (
 	"math/bits"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 
@@ -22,13 +23,88 @@ type meshState struct {
 	on bool
 
 	mu      sync.Mutex
-	lookups map[uint64]*lookup // by the inode of the network namespace
+	lookups map[uint64]*lookup // by the inode of the network namespace; nil while nothing is attached
+	spec    *ebpf.CollectionSpec
+	maps    map[string]*ebpf.Map // all but constants
+
+	listening map[uint32]struct{} // workloads that had listeners at the last look
 }
 
 // lookup is the program that judges SYNs, in one network namespace. Its file keeps the namespace's inode from being used again.
 type lookup struct {
 	namespace *os.File
+	program   *ebpf.Program
 	link      *link.NetNsLink
+}
+
+// share keeps the maps of a collection, those of variables among them.
+func (m *meshState) share(collection *ebpf.Collection) error {
+	m.maps = make(map[string]*ebpf.Map)
+	for name, shared := range collection.Maps {
+		if strings.HasPrefix(name, ".rodata") {
+			continue
+		}
+		clone, err := shared.Clone()
+		if err != nil {
+			return fmt.Errorf("share map %s: %w", name, err)
+		}
+		m.maps[name] = clone
+	}
+	return nil
+}
+
+const lookupProgram = "mesh_lookup"
+
+// guard attaches a program of its own to a network namespace, which it takes over: the program has no other way to know where it is.
+func (m *meshState) guard(ns *os.File) (*lookup, error) {
+	cookie, err := netnsCookie(ns)
+	if err != nil {
+		return nil, err
+	}
+	spec := m.spec.Copy()
+	for name := range spec.Programs {
+		if name != lookupProgram {
+			delete(spec.Programs, name)
+		}
+	}
+	if err := spec.Variables[bpf.LookupNetns].Set(cookie); err != nil {
+		return nil, fmt.Errorf("set %s: %w", bpf.LookupNetns, err)
+	}
+	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: m.maps})
+	if err != nil {
+		return nil, fmt.Errorf("load program for network namespace %s: %w", ns.Name(), err)
+	}
+	defer collection.Close()
+	program := collection.DetachProgram(lookupProgram)
+	l, err := link.AttachNetNs(int(ns.Fd()), program)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("attach to network namespace %s: %w", ns.Name(), err), program.Close())
+	}
+	return &lookup{ns, program, l}, nil
+}
+
+// netnsCookie asks a socket that is made there.
+func netnsCookie(ns *os.File) (cookie uint64, err error) {
+	errs := make(chan error, 1)
+	go func() {
+		// The thread ends with this goroutine, wherever it is by then.
+		runtime.LockOSThread()
+		errs <- func() error {
+			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+				return fmt.Errorf("enter network namespace %s: %w", ns.Name(), err)
+			}
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+			if err != nil {
+				return fmt.Errorf("make socket in network namespace %s: %w", ns.Name(), err)
+			}
+			defer unix.Close(fd)
+			if cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE); err != nil {
+				return fmt.Errorf("read cookie of network namespace %s: %w", ns.Name(), err)
+			}
+			return nil
+		}()
+	}()
+	return cookie, <-errs
 }
 
 // attachMesh attaches what only a mesh needs. It comes before the connect hooks: what they take is given back by mesh_release, and what they rewrite
@@ -53,6 +129,9 @@ func (d *Datapath) attachMesh() error {
 			return err
 		}
 	}
+	d.mesh.mu.Lock()
+	defer d.mesh.mu.Unlock()
+	d.mesh.lookups = make(map[uint64]*lookup)
 	return nil
 }
 
@@ -90,7 +169,7 @@ func (d *Datapath) SetLevels(levels uint64) error {
 }
 
 // GuardNamespaces attaches the program that judges inbound connections to the network namespace of each process in the cgroup that has it not yet, and
-// takes it off those that no process is in any more. It returns how many have it. Safe for concurrent use.
+// takes it off those that no process is in any more. It returns how many have it, and does nothing before Attach. Safe for concurrent use.
 func (d *Datapath) GuardNamespaces() (int, error) {
 	d.mesh.mu.Lock()
 	defer d.mesh.mu.Unlock()
@@ -104,12 +183,12 @@ func (d *Datapath) GuardNamespaces() (int, error) {
 			ns.Close()
 			continue
 		}
-		l, err := link.AttachNetNs(int(ns.Fd()), d.objects.MeshLookup)
+		l, err := d.mesh.guard(ns)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("attach to network namespace %s: %w", ns.Name(), err), ns.Close())
+			errs = append(errs, err, ns.Close())
 			continue
 		}
-		d.mesh.lookups[inode] = &lookup{ns, l}
+		d.mesh.lookups[inode] = l
 	}
 	for inode, l := range d.mesh.lookups {
 		if all[inode] == nil {
@@ -145,7 +224,75 @@ func namespacesOf(cgroup string) map[uint64]*os.File {
 	return found
 }
 
-func (l *lookup) close() error { return errors.Join(l.link.Close(), l.namespace.Close()) }
+func (l *lookup) close() error {
+	return errors.Join(l.link.Close(), l.program.Close(), l.namespace.Close())
+}
+
+// close lets go of the maps. Safe twice.
+func (m *meshState) close() error {
+	var errs []error
+	for _, shared := range m.maps {
+		errs = append(errs, shared.Close())
+	}
+	m.maps = nil
+	return errors.Join(errs...)
+}
+
+// AdoptListeners notes who listens in the cgroups of workloads, where that was not noted when they began to: because the workload, or its cgroup, came
+// later. Call it when who is a workload has changed.
+func (d *Datapath) AdoptListeners() error {
+	if !d.mesh.on {
+		return nil
+	}
+	return d.adoptOwners()
+}
+
+// ReapListeners deletes what nobody listens at any more, and counts what each workload has. Not safe for concurrent use.
+func (d *Datapath) ReapListeners() error {
+	if !d.mesh.on {
+		return nil
+	}
+	var key bpf.Listen
+	var value bpf.Listener
+	var gone []bpf.Listen
+	counts := make(map[uint32]uint32)
+	entries := d.objects.Listeners.Iterate()
+	for entries.Next(&key, &value) {
+		if value.Refs == 0 {
+			gone = append(gone, key)
+		} else {
+			counts[value.Workload]++
+		}
+	}
+	if err := entries.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+		return fmt.Errorf("read listeners: %w", err)
+	}
+	for _, key := range gone {
+		err := d.objects.Listeners.LookupAndDelete(&key, &value)
+		if err == nil && value.Refs != 0 { // taken up again meanwhile: see bpf/lib/listener.h
+			err = d.objects.Listeners.Update(&key, &value, ebpf.UpdateNoExist)
+		}
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) && !errors.Is(err, ebpf.ErrKeyExist) {
+			return fmt.Errorf("delete a listener: %w", err)
+		}
+	}
+	// What begins to listen meanwhile may be left out, until the next look.
+	for workload := range d.mesh.listening {
+		if counts[workload] == 0 {
+			counts[workload] = 0
+		}
+	}
+	d.mesh.listening = make(map[uint32]struct{})
+	for workload, n := range counts {
+		if err := d.objects.Listens.Put(workload, n); err != nil {
+			return fmt.Errorf("count listeners: %w", err)
+		}
+		if n > 0 {
+			d.mesh.listening[workload] = struct{}{}
+		}
+	}
+	return nil
+}
 
 // initialPIDNamespace is the inode of the first one: PROC_PID_INIT_INO of include/linux/proc_ns.h.
 const initialPIDNamespace = 0xEFFFFFFC

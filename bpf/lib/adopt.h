@@ -4,6 +4,7 @@
 #define SIDELIGHT_ADOPT_H
 
 #include "account.h"
+#include "listener.h"
 #include "owner.h"
 #include "socket.h"
 #include "totals.h"
@@ -21,6 +22,26 @@ static __always_inline void adopt_owner(struct sock *sk, struct task_struct *tas
 	conn = bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (conn && conn->phase == MESH_IDLE && !conn->event.owner.pid)
 		owner_from_task(&conn->event.owner, task);
+}
+
+/*
+ * A listener that was there before us, or before its cgroup was of the mesh. It is met once for each process that has it, and others that share its port
+ * come to the same entry, so their refs cannot be counted: the entry stays until somebody else listens there.
+ */
+#define ADOPTED_REFS (1U << 30)
+
+static __always_inline void adopt_listener(struct sock *sk)
+{
+	struct mesh_listen key;
+	struct mesh_listener *l;
+	__u32 workload = identity_of_cgroup(sk->sk_cgrp_data.cgroup);
+
+	listener_key(&key, &sk->__sk_common, BPF_CORE_READ(sk, __sk_common.skc_net.net, net_cookie));
+	l = bpf_map_lookup_elem(&listeners, &key);
+	if (!l && workload && listener_make(&key, workload, ADOPTED_REFS))
+		return;
+	if (l)
+		*(volatile __u32 *)&l->workload = workload;
 }
 
 /*

@@ -8,6 +8,7 @@
 #include "emit.h"
 #include "end.h"
 #include "inbound.h"
+#include "listener.h"
 #include "owner.h"
 #include "socket.h"
 #include "stateless.h"
@@ -167,6 +168,24 @@ static __always_inline void connection_established(struct bpf_sock_ops *ctx, boo
 	emit_event(conn, decided, MESH_ESTABLISHED, tells, now);
 }
 
+static __always_inline void connection_listens(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
+{
+	struct tcp_sock *tp;
+	struct mesh_listen key;
+	struct sock *listener;
+
+	if (!mesh)
+		return;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return;
+	listener = &tp->inet_conn.icsk_inet.sk;
+	listener_key(&key, &listener->__sk_common, bpf_get_netns_cookie(ctx));
+	listener_add(&key, identity_of_cgroup(listener->sk_cgrp_data.cgroup));
+	/* Its end is to be seen, too. What it accepts inherits this and asks for it anyway. */
+	callbacks_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
 /* BPF_SOCK_OPS_TCP_LISTEN_CB, in the context of listen(): whose sockets the accepted ones will be. */
 static __always_inline void connection_listen(struct bpf_sock_ops *ctx)
 {
@@ -176,6 +195,7 @@ static __always_inline void connection_listen(struct bpf_sock_ops *ctx)
 	if (!sk)
 		return;
 	stateless_forget(ctx);
+	connection_listens(ctx, sk);
 	conn = connection_renew(sk);
 	if (conn)
 		owner_from_current(&conn->event.owner);
@@ -241,6 +261,13 @@ static __always_inline void connection_close(struct bpf_sock_ops *ctx)
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return;
+	if (mesh && old_state == BPF_TCP_LISTEN) {
+		struct mesh_listen key;
+
+		listener_key(&key, &tp->inet_conn.icsk_inet.sk.__sk_common, bpf_get_netns_cookie(ctx));
+		listener_remove(&key);
+		return;
+	}
 	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
 	decided = decided_find(sk, conn);
 	decided_ended(decided, old_state != BPF_TCP_SYN_SENT && old_state != BPF_TCP_SYN_RECV);

@@ -75,7 +75,7 @@ static __always_inline bool cut_unjudged(const struct mesh_event *ends)
 	if (!index || !workload || !workload->source)
 		return false;
 	q.source = workload->source;
-	return cut_is_denied(&q, identity_of_address(&local));
+	return cut_is_denied(&q, identity_of_address(&local)); /* who has none and shares an address had no policies then */
 }
 
 static __always_inline void cut_connection(struct sock_common *skc, struct tcp_sock *tp)

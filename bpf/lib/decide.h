@@ -6,6 +6,7 @@
 #include "balance.h"
 #include "decided.h"
 #include "identity.h"
+#include "listener.h"
 #include "policy.h"
 #include "refuse.h"
 
@@ -43,6 +44,14 @@ struct decide_call {
 	__u8 reason; /* enum mesh_reason; MESH_OK: it may */
 };
 
+/* Who is at the other end, by his address, or because he listens in this network namespace. */
+static __always_inline __u32 decide_destination(struct bpf_sock_addr *ctx, const struct decide_call *call)
+{
+	__u32 found = identity_of_address(&call->dialled);
+
+	return found ? found : listener_find(bpf_get_netns_cookie(ctx), &call->dialled, call->port);
+}
+
 /* The service that was dialled, if one was, and an endpoint of it. */
 static __always_inline void decide_where(struct bpf_sock_addr *ctx, struct decide_call *call, struct mesh_decision *d)
 {
@@ -58,7 +67,7 @@ static __always_inline void decide_where(struct bpf_sock_addr *ctx, struct decid
 		pool = bpf_map_lookup_elem(&frontends, &key);
 	}
 	if (!pool) {
-		d->destination = identity_of_address(&call->dialled);
+		d->destination = decide_destination(ctx, call);
 		return;
 	}
 	index = *(volatile __u32 *)pool;
@@ -83,10 +92,12 @@ static __always_inline void decide_where(struct bpf_sock_addr *ctx, struct decid
 		goto none;
 	d->backend = index;
 	d->backend_tag = backend->tag;
-	d->destination = backend->workload;
 	__builtin_memcpy(call->dialled.addr, backend->addr, sizeof(backend->addr));
 	if (backend->port)
 		call->port = backend->port;
+	d->destination = backend->workload;
+	if (!d->destination)
+		d->destination = decide_destination(ctx, call);
 	return;
 none:
 	call->reason = MESH_NO_ENDPOINT;

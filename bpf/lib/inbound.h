@@ -5,6 +5,7 @@
 
 #include "address.h"
 #include "identity.h"
+#include "listener.h"
 #include "policy.h"
 #include "refuse.h"
 
@@ -130,6 +131,9 @@ static __always_inline struct mesh_decided *inbound_admitted(struct bpf_sock *sk
 	return d;
 }
 
+/* The cookie of the network namespace that this program is loaded for: it has no other way to know. Set at load. */
+const volatile __u64 lookup_netns = 0;
+
 static __always_inline int inbound_judge(struct bpf_sk_lookup *ctx)
 {
 	struct mesh_ticket ticket = {};
@@ -143,6 +147,8 @@ static __always_inline int inbound_judge(struct bpf_sk_lookup *ctx)
 	inbound_ends(ctx, &ticket);
 	__builtin_memcpy(server.addr, ticket.server_addr, sizeof(server.addr));
 	index = identity_of_address(&server);
+	if (!index)
+		index = listener_find(lookup_netns, &server, ticket.server_port);
 	workload = bpf_map_lookup_elem(&workloads, &index);
 	if (!index || !workload)
 		return SK_PASS;

@@ -31,6 +31,8 @@ int mesh_adopt_owners(struct bpf_iter__task_file *ctx)
 	sk = socket->sk;
 	if (sk && sk->sk_protocol == IPPROTO_TCP && cgroup_is_ours(sk))
 		adopt_owner(sk, task);
+	if (mesh && sk && sk->sk_protocol == IPPROTO_TCP && sk->__sk_common.skc_state == BPF_TCP_LISTEN && cgroup_is_ours(sk))
+		adopt_listener(sk);
 	return 0;
 }
 

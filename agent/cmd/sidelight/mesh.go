@@ -28,6 +28,7 @@ type meshReport struct {
 	Generation uint64              `json:"generation"`
 	Source     controlplane.Status `json:"source"`
 	Guarded    int                 `json:"guarded_namespaces"` // network namespaces whose inbound connections are judged
+	Looks      uint64              `json:"looks"`              // for cgroups, namespaces and listeners, since the start
 	Out        map[string]string   `json:"out"`                // endpoints that get no connections, with the cause
 	Draining   []maps.Draining     `json:"draining"`
 	Drift      []string            `json:"drift"`
@@ -219,7 +220,7 @@ func bound(n uint32) string {
 func (m *meshSide) report() (*meshReport, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	r := &meshReport{Generation: m.snapshot.Generation, Source: m.file.Status(), Guarded: m.guards, Out: make(map[string]string)}
+	r := &meshReport{Generation: m.snapshot.Generation, Source: m.file.Status(), Guarded: m.guards, Looks: m.looks, Out: make(map[string]string)}
 	for name, cause := range m.outliers.Out() {
 		r.Out[name.String()] = cause.String()
 	}

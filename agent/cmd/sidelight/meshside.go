@@ -35,8 +35,10 @@ type meshSide struct {
 	snapshot *model.Snapshot // in force
 	mesh     *maps.Mesh      // what was made of it
 	guards   int             // network namespaces whose inbound connections are judged
-	uncut    bool            // it was said that this kernel cannot end open connections
-	scanErr  string          // of the last look around, so that it is logged once
+	looks    uint64
+	renewed  bool   // who is a workload may have changed since listeners were looked for
+	uncut    bool   // it was said that this kernel cannot end open connections
+	scanErr  string // of the last look around, so that it is logged once
 }
 
 func sizesOf(c *config.Mesh) maps.Sizes {
@@ -74,12 +76,15 @@ func (m *meshSide) mapSizes(c *config.Mesh) map[string]uint32 {
 		return nil
 	}
 	sizes := sizesOf(c).MaxEntries()
-	sizes["tickets"] = ticketRoom
+	sizes["tickets"], sizes["listeners"], sizes["listens"] = ticketRoom, listenerRoom, sizes["workloads"]
 	return sizes
 }
 
 // ticketRoom is how many SYNs may be on their way at a time between two ends on this node, of which one has policies.
 const ticketRoom = 1 << 16
+
+// listenerRoom is how many listeners of workloads are known by where they listen.
+const listenerRoom = 1 << 16
 
 // fill puts the mesh into the maps of a datapath that was loaded for it and is not attached yet: the first connection finds all of it.
 func (m *meshSide) fill(d *datapath.Datapath, cgroup datapath.Cgroup, c *config.Mesh, enricher *enrich.Enricher) (err error) {
@@ -126,6 +131,7 @@ func (m *meshSide) applyLocked(s *model.Snapshot) error {
 		return err
 	}
 	m.mesh = mesh
+	m.renewed = m.renewed || changes.Workloads+changes.Puts+changes.Deletes > 0
 	if err != nil {
 		// What is missing comes with the next look around.
 		m.logger.Warn("not all of the mesh is in force yet", "error", err)
@@ -152,6 +158,9 @@ func (m *meshSide) start(ctx context.Context) {
 	if m == nil {
 		return
 	}
+	m.mu.Lock()
+	m.lookAroundLocked()
+	m.mu.Unlock()
 	m.tasks.Go(staged("mesh", func() {
 		if err := m.file.Run(ctx, m.apply); err != nil {
 			m.logger.Error("changes of the mesh are not seen any more; what is in force stays", "error", err)
@@ -189,9 +198,14 @@ func (m *meshSide) keep(ctx context.Context) {
 }
 
 func (m *meshSide) lookAroundLocked() {
-	_, err := m.reconciler.Rescan()
+	m.looks++
+	found, err := m.reconciler.Rescan()
+	if found || m.renewed {
+		m.renewed = false
+		err = errors.Join(err, m.datapath.AdoptListeners())
+	}
 	_, reapErr := m.reconciler.Reap()
-	err = errors.Join(err, reapErr)
+	err = errors.Join(err, reapErr, m.datapath.ReapListeners())
 	if len(m.mesh.Sets) > 0 {
 		guards, guardErr := m.datapath.GuardNamespaces()
 		m.guards = guards
