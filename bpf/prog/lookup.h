@@ -5,7 +5,8 @@
 #include "../lib/inbound.h"
 
 /*
- * Runs when a packet looks for a listener: a SYN, as segments of a connection find that. So replies are never judged. A drop is answered by a
+ * Runs when a packet looks for a listener: a SYN, as segments of a connection find that. So replies are never judged; but one that comes late, for a
+ * connection that is gone, is, and its refusal is told as any: the context has no flags of TCP. A drop is answered by a
  * reset, and the listener never learns of it. Attached to each network namespace, while there are policies.
  */
 SEC("sk_lookup")

@@ -117,12 +117,14 @@ func TestMeshPolicies(t *testing.T) {
 			t.Errorf("dry run: %+v", l)
 		}
 	}
-	if n := lines["client denied deny"] + lines["server denied deny"]; n != denied || len(lines) > 2 {
-		t.Errorf("lines of refusals: %v, want %d", lines, denied)
+	// Those by address only the server's side could judge: two of the cases by all three, over four ways, thrice each. A segment that comes late for a
+	// connection that is gone looks for a listener as a SYN does, and is judged as one: where timers fire too early there can be some.
+	inbound := 2 * 3 * 4 * 3
+	if n := lines["server denied deny"]; n < inbound || n > inbound && !emulatedMachine() {
+		t.Errorf("%d were refused at the server's side, want %d", n, inbound)
 	}
-	// Those by address only the server's side could judge: two of the cases by all three, over four ways, thrice each.
-	if n := lines["server denied deny"]; n != 2*3*4*3 {
-		t.Errorf("%d were refused at the server's side, want %d", n, 2*3*4*3)
+	if n := lines["client denied deny"]; n != denied-inbound || len(lines) > 2 {
+		t.Errorf("lines of refusals: %v, want %d at the clients' side", lines, denied-inbound)
 	}
 }
 
