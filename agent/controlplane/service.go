@@ -8,7 +8,7 @@ import (
 )
 
 func (r *reader) service(name model.Name, spec value) {
-	o, ok := spec.object("hostname", "addresses", "ports", "loadBalancing", "limits", "outlierDetection", "healthCheck", "drainTimeout", "waypoint")
+	o, ok := spec.object("hostname", "addresses", "ports", "loadBalancing", "sessionAffinity", "limits", "outlierDetection", "healthCheck", "drainTimeout", "waypoint")
 	if !ok {
 		return
 	}
@@ -24,6 +24,7 @@ func (r *reader) service(name model.Name, spec value) {
 		DrainTimeout: o.at("drainTimeout").duration(0, 0, 24*time.Hour),
 	}
 	s.Balancer, s.LocalityMode, s.LocalityScope = o.at("loadBalancing").loadBalancing()
+	s.Balancer = o.at("sessionAffinity").affinity(o.at("loadBalancing"), s.Balancer)
 	o.at("waypoint").waypoint()
 	if o.at("addresses").none() {
 		spec.fault("a service without addresses; add addresses with at least one")
@@ -114,6 +115,17 @@ func (v value) loadBalancing() (model.Balancer, model.LocalityMode, model.Scope)
 	}
 	return balancer, mode, []model.Scope{model.ScopeNode, model.ScopeSubzone, model.ScopeZone, model.ScopeRegion}[scope.choice(
 		"node", "subzone", "zone", "region")]
+}
+
+// affinity is as of a Service of Kubernetes: the same client goes to the same endpoint, which is what Maglev does.
+func (v value) affinity(balancing value, balancer model.Balancer) model.Balancer {
+	if v.choice("None", "ClientIP") == 0 {
+		return balancer
+	}
+	if o, ok := balancing.object("policy", "locality", "scope"); ok && o.at("policy").given() && balancer != model.Maglev {
+		v.fault("ClientIP chooses by the client, and loadBalancing.policy says otherwise; remove one, or write policy: maglev")
+	}
+	return model.Maglev
 }
 
 // outlierDetection is off without the block, and has the defaults of Envoy for what the block leaves out.
