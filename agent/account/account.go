@@ -25,6 +25,8 @@ type Kernel struct {
 	// Aggregated and Totalled count close events that were lost or sampled out and whose sums the kernel kept, by edge or by role and reason only.
 	Aggregated uint64 `json:"aggregated"`
 	Totalled   uint64 `json:"totalled"`
+	// ListenersFailed are listeners of workloads that could not be noted where they listen.
+	ListenersFailed uint64 `json:"listeners_failed"`
 	// Refused counts by role what the mesh refused. Those of clients are in Attempts and in Failed too.
 	Refused map[string]uint64 `json:"refused"`
 }

@@ -176,8 +176,8 @@ func (d *Datapath) GuardNamespaces() (int, error) {
 	if !d.mesh.on || d.mesh.lookups == nil {
 		return 0, nil
 	}
-	all := namespacesOf(d.cgroup.Dir)
-	var errs []error
+	all, err := namespacesOf(d.cgroup.Dir)
+	errs := []error{err}
 	for inode, ns := range all {
 		if d.mesh.lookups[inode] != nil {
 			ns.Close()
@@ -200,9 +200,10 @@ func (d *Datapath) GuardNamespaces() (int, error) {
 }
 
 // namespacesOf opens the network namespaces of the processes in a cgroup and below it, by inode. Threads that are elsewhere than their process are
-// not looked for.
-func namespacesOf(cgroup string) map[uint64]*os.File {
+// not looked for. The error is the first of a process that does exist; the others are found all the same.
+func namespacesOf(cgroup string) (map[uint64]*os.File, error) {
 	found := make(map[uint64]*os.File)
+	var failed error
 	// What ends meanwhile is no loss.
 	_ = filepath.WalkDir(cgroup, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || !entry.IsDir() {
@@ -212,16 +213,20 @@ func namespacesOf(cgroup string) map[uint64]*os.File {
 		for pid := range strings.FieldsSeq(string(processes)) {
 			ns := "/proc/" + pid + "/ns/net"
 			var stat unix.Stat_t
-			if unix.Stat(ns, &stat) != nil || found[stat.Ino] != nil {
-				continue
+			err := unix.Stat(ns, &stat)
+			if err == nil && found[stat.Ino] == nil {
+				var f *os.File
+				if f, err = os.Open(ns); err == nil {
+					found[stat.Ino] = f
+				}
 			}
-			if f, err := os.Open(ns); err == nil {
-				found[stat.Ino] = f
+			if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) && failed == nil {
+				failed = fmt.Errorf("find network namespace of process %s: %w; nobody judges who connects to it there", pid, err)
 			}
 		}
 		return nil
 	})
-	return found
+	return found, failed
 }
 
 func (l *lookup) close() error {

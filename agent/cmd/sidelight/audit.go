@@ -116,6 +116,7 @@ func printAudit(out io.Writer, r *auditReport) {
 		fmt.Fprintf(out, "%s       %d established + %d adopted = %d closed + %d open\n", role, k.Established[role], k.Adopted[role],
 			k.Closed[role], int64(k.Established[role]+k.Adopted[role]-k.Closed[role]))
 	}
+	fmt.Fprintf(out, "refused       %d by the mesh, of the failed; %d more before they reached a server\n", k.Refused[client], k.Refused[server])
 	for _, kind := range connection.Kinds() {
 		name := kind.String()
 		fmt.Fprintf(out, "%-13s %d submitted, %d without room, %d sampled out; %d decoded\n", name,
@@ -221,7 +222,7 @@ func kernelAccount(a datapath.Account) account.Kernel {
 	k := account.Kernel{
 		Attempts: a.Attempts, Failed: a.Failed, UntrackedClosed: a.UntrackedClosed, StatelessEstablished: a.StatelessEstablished,
 		AdoptedConnecting: a.AdoptedConnecting, AdoptFailed: a.AdoptFailed,
-		Aggregated: a.Aggregated, Totalled: a.Totalled,
+		Aggregated: a.Aggregated, Totalled: a.Totalled, ListenersFailed: a.ListenersFailed,
 		Established: make(map[string]uint64), Adopted: make(map[string]uint64), Closed: make(map[string]uint64),
 		StorageFailed: make(map[string]uint64), Refused: make(map[string]uint64),
 		Submitted: make(map[string]uint64), ReserveFailed: make(map[string]uint64), SampledOut: make(map[string]uint64),

@@ -220,6 +220,9 @@ func bound(n uint32) string {
 func (m *meshSide) report() (*meshReport, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.kernel == nil {
+		return nil, errors.New("the agent stops")
+	}
 	r := &meshReport{Generation: m.snapshot.Generation, Source: m.file.Status(), Guarded: m.guards, Looks: m.looks, Out: make(map[string]string)}
 	for name, cause := range m.outliers.Out() {
 		r.Out[name.String()] = cause.String()

@@ -244,7 +244,12 @@ func (m *meshSide) cutLocked(what datapath.Cut) {
 
 // release undoes fill. Safe twice, and before the datapath is closed.
 func (m *meshSide) release() {
-	if m == nil || m.kernel == nil {
+	if m == nil {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.kernel == nil {
 		return
 	}
 	if err := m.kernel.Close(); err != nil {

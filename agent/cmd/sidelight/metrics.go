@@ -72,6 +72,7 @@ func (n *node) readSelf() self.Reading {
 	v.add(self.EdgesEvicted, edges.Evicted)
 	v.add(self.Edges, uint64(edges.Edges))
 	v.addBudget(n)
+	v.addMesh(n)
 	ctx, cancel := context.WithTimeout(context.Background(), auditTime)
 	defer cancel()
 	r, err := n.report(ctx)
@@ -115,6 +116,7 @@ func (v *values) addAccount(a *account.Account) {
 		v.add(self.Kernel, a.Kernel.Established[role], role, "established")
 		v.add(self.Kernel, a.Kernel.Adopted[role], role, "adopted")
 		v.add(self.Kernel, a.Kernel.Closed[role], role, "closed")
+		v.add(self.Refused, a.Kernel.Refused[role], role)
 	}
 	v.add(self.Untracked, a.Kernel.UntrackedClosed)
 	v.add(self.Aggregated, a.Kernel.Aggregated, "edge")
@@ -127,5 +129,6 @@ func (v *values) addAccount(a *account.Account) {
 		v.add(self.Dropped, a.Kernel.ReserveFailed[k], "ring", k)
 	}
 	v.add(self.Dropped, a.User.DecodeFailed, "decode", "event")
+	v.add(self.Dropped, a.Kernel.ListenersFailed, "listeners", "listener")
 	v.add(self.Dropped, a.Kernel.StorageFailed[client]+a.Kernel.StorageFailed[server], "storage", "connection")
 }

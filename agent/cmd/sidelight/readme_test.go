@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/sidelight-mesh/sidelight/agent/config"
+	"github.com/sidelight-mesh/sidelight/agent/controlplane"
 )
 
 const root = "../../.."
@@ -47,7 +48,7 @@ func TestReadmeCommands(t *testing.T) {
 	for _, block := range fenced(t, "sh") {
 		commands = append(commands, strings.Split(strings.TrimSpace(block), "\n")...)
 	}
-	address, recorded, recording := "", "", ""
+	address, recorded, recording, mesh := "", "", "", ""
 	for _, command := range commands {
 		t.Run(command, func(t *testing.T) {
 			switch {
@@ -66,8 +67,12 @@ func TestReadmeCommands(t *testing.T) {
 			case strings.HasPrefix(command, "sudo ./bin/sidelight run"):
 				args := strings.Fields(strings.TrimPrefix(command, "sudo ./bin/sidelight run"))
 				for i, arg := range args {
-					if arg == "--otel-config" {
+					switch arg {
+					case "--otel-config":
 						args[i+1] = stateInside(t, filepath.Join(root, args[i+1]))
+					case "--mesh":
+						args[i+1] = filepath.Join(root, args[i+1])
+						mesh = args[i+1]
 					}
 				}
 				a := startAgent(t, newCgroup(t), append([]string{"--config", writeConfig(t)}, args...)...)
@@ -96,6 +101,21 @@ func TestReadmeCommands(t *testing.T) {
 				for _, file := range []string{"access.log", "metrics.prom"} {
 					readFile(t, filepath.Join(dir, file))
 				}
+			case strings.HasPrefix(command, "./bin/sidelight mesh validate "):
+				out := runIn(t, root, append([]string{program}, strings.Fields(command)[1:]...)...)
+				if !strings.HasSuffix(out, ": valid\n") || strings.Contains(out, "warning") {
+					t.Errorf("got: %s", out)
+				}
+			case command == "sudo ./bin/sidelight mesh dump":
+				config := writeConfig(t)
+				a := startAgent(t, newCgroup(t), "--config", config, "--mesh", mesh)
+				out := runIn(t, root, program, "mesh", "dump", "--state-directory", filepath.Join(filepath.Dir(config), "state"))
+				for _, want := range []string{"generation 1 in force, 0 inputs rejected\n", "shop/cart-1", "service shop/cart", "allow shop/cart rule 0"} {
+					if !strings.Contains(out, want) {
+						t.Errorf("it lacks %q: %s", want, out)
+					}
+				}
+				a.stop()
 			case command == "./bin/sidelight audit":
 				a := startAgent(t, newCgroup(t))
 				if out := runIn(t, root, program, "audit", "--metrics-address", a.Address); !strings.Contains(out, "unaccounted   0\n") {
@@ -187,6 +207,38 @@ func TestReadmeConfiguration(t *testing.T) {
 	asJSON := func(v any) string { b, _ := json.Marshal(v); return string(b) }
 	if asJSON(got) != asJSON(want) {
 		t.Errorf("got  %s\nwant %s", asJSON(got), asJSON(want))
+	}
+}
+
+// TestReadmeMesh wants README's mesh to be the example, and its table of fields to be those that the reader knows.
+func TestReadmeMesh(t *testing.T) {
+	if have, want := fenced(t, "yaml")[2], readFile(t, filepath.Join(root, "examples/mesh.yaml")); have != want {
+		t.Errorf("README has\n%s\nand examples/mesh.yaml\n%s", have, want)
+	}
+	_, section, _ := strings.Cut(readFile(t, filepath.Join(root, "README.md")), "\n### What can be written\n")
+	section, _, _ = strings.Cut(section, "\n#")
+	known := regexp.MustCompile(`known here: ([a-zA-Z, ]+)`)
+	file := filepath.Join(t.TempDir(), "mesh.yaml")
+	for _, kind := range []string{"Workload", "Service", "Endpoint", "AuthorizationPolicy", "Bypass"} {
+		writeFile(t, file, "apiVersion: sidelight.io/v1alpha1\nkind: "+kind+"\nmetadata: {name: a}\nspec: {unknown: 1}\n")
+		_, err := controlplane.Parse(file)
+		if err == nil {
+			t.Fatalf("%s: an unknown key is taken", kind)
+		}
+		match := known.FindStringSubmatch(err.Error())
+		if match == nil {
+			t.Fatalf("%s: %v", kind, err)
+		}
+		_, rows, found := strings.Cut(section, "\n| `"+kind+"` |")
+		if !found {
+			t.Errorf("README has no row of %s", kind)
+		}
+		rows, _, _ = strings.Cut(rows, "\n| `")
+		for _, key := range strings.Split(match[1], ", ") {
+			if key != "waypoint" && !strings.Contains(rows, "`"+key+"`") && !strings.Contains(rows, "`"+key+".") {
+				t.Errorf("README does not have %s of %s", key, kind)
+			}
+		}
 	}
 }
 
