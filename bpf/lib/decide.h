@@ -154,6 +154,17 @@ static __always_inline void decide_within(struct decide_call *call, struct mesh_
 		d->limit = 0;
 }
 
+/* What was decided of the socket's last connection is not to be taken for this one's. */
+static __always_inline void decide_forget(struct bpf_sock *sk)
+{
+	struct mesh_decided *last = decided_find(sk, NULL);
+
+	if (!last)
+		return;
+	decided_abandoned(last);
+	bpf_sk_storage_delete(&decisions, sk);
+}
+
 /* Keeps the decision with the socket. Without room for it nothing could be given back, so there is no connection. */
 static __always_inline bool decide_keep(struct bpf_sock *sk, const struct decide_call *call, const struct mesh_decision *d)
 {
@@ -196,7 +207,7 @@ static __always_inline __u8 decide(struct bpf_sock_addr *ctx, struct bpf_sock *s
 	struct mesh_address dialled = call->dialled;
 	__u32 who = decide_who(sk);
 
-	decided_abandoned(decided_find(sk, NULL));
+	decide_forget(sk);
 	if (decide_is_agent())
 		return MESH_OK;
 	__builtin_memcpy(d.original_addr, dialled.addr, sizeof(dialled.addr));

@@ -79,6 +79,10 @@ var calls = map[string]func(call) (answer, error){
 		sa, err := unix.Getsockname(c.FD)
 		return answer{Addr: addrPort(sa)}, err
 	},
+	"peer": func(c call) (answer, error) {
+		sa, err := unix.Getpeername(c.FD)
+		return answer{Addr: addrPort(sa)}, err
+	},
 	"send":     send,
 	"recv":     recv,
 	"sendfile": sendfile,

@@ -414,6 +414,13 @@ spec: {service: nowhere, addresses: [192.0.2.77]}
 		again.fails("ENETUNREACH", "connect", fd, to(serviceV4(2), 80))
 	}
 	again.fails("ECONNREFUSED", "connect", fd, to(serviceV4(1), 80))
+	// Then to somebody who is no service: getpeername says who it is.
+	w.servers("server", "127.0.1.9:8080")
+	plain := netip.MustParseAddrPort("127.0.1.9:8080")
+	again.call("connect", fd, plain)
+	if peer := again.try("peer", fd).Addr; peer != plain {
+		t.Errorf("getpeername says %v, want %v", peer, plain)
+	}
 	again.kill()
 	w.finish()
 }
