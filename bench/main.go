@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/signal"
@@ -19,6 +20,7 @@ import (
 	"github.com/sidelight-mesh/sidelight/bench/gate"
 	"github.com/sidelight-mesh/sidelight/bench/kernel"
 	"github.com/sidelight-mesh/sidelight/bench/live"
+	"github.com/sidelight-mesh/sidelight/bench/mesh"
 	"github.com/sidelight-mesh/sidelight/bench/report"
 	"github.com/sidelight-mesh/sidelight/bench/userspace"
 	"github.com/sidelight-mesh/sidelight/bench/workload"
@@ -42,6 +44,7 @@ func (o *options) all() []figure.Source {
 		live.Source{Only: o.only},
 		kernel.Source{},
 		userspace.Source{},
+		&mesh.Source{},
 	}
 }
 
@@ -65,6 +68,8 @@ func process(arguments []string) error {
 			return live.ReceiverMain()
 		case kernel.Argument:
 			return kernel.Main()
+		case mesh.Argument:
+			return mesh.Main(arguments[1:])
 		}
 	}
 	o, err := parse(arguments)
@@ -138,6 +143,7 @@ func bench(ctx context.Context, o *options) error {
 		}
 		figures = append(figures, some...)
 	}
+	budgets, absent := present(budgets, sources)
 	results, err := gate.Judge(figures, budgets, o.sources, o.Seed)
 	if err != nil {
 		return err
@@ -155,7 +161,10 @@ func bench(ctx context.Context, o *options) error {
 	if err := report.Write(dir, about, results); err != nil {
 		return err
 	}
-	fmt.Print(report.Table(about, results))
+	if err := note(filepath.Join(dir, "table.md"), absent); err != nil {
+		return err
+	}
+	fmt.Print(report.Table(about, results), absent)
 	fmt.Fprintf(o.Log, "\nall of it: %s\n", dir)
 	var broken []string
 	for _, r := range results {
@@ -167,6 +176,34 @@ func bench(ctx context.Context, o *options) error {
 		return fmt.Errorf("%w: %s", errBroken, strings.Join(broken, ", "))
 	}
 	return nil
+}
+
+// present leaves out budgets of what cannot be measured on this machine, and says what that is: never in silence, and never as a number.
+func present(budgets []gate.Budget, sources []figure.Source) (left []gate.Budget, absent string) {
+	reasons := make(map[string]string)
+	for _, s := range sources {
+		if lacking, ok := s.(interface{ Absent() map[string]string }); ok {
+			maps.Copy(reasons, lacking.Absent())
+		}
+	}
+	for _, prefix := range slices.Sorted(maps.Keys(reasons)) {
+		absent += fmt.Sprintf("\nNot on this kernel: %s* (%s)\n", prefix, reasons[prefix])
+		budgets = slices.DeleteFunc(budgets, func(b gate.Budget) bool { return strings.HasPrefix(b.Figure, prefix) })
+	}
+	return budgets, absent
+}
+
+// note adds text to a file.
+func note(path, text string) error {
+	if text == "" {
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
 }
 
 // picked are the sources that were asked for.

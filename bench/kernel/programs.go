@@ -83,7 +83,7 @@ func (a *attached) mesh(cgroup string, o options) error {
 			return fmt.Errorf("set %s: %w", name, err)
 		}
 	}
-	waste(spec.Programs["mesh_sockops"], o.burn)
+	bpfcount.Waste(spec.Programs["mesh_sockops"], o.burn)
 	if o.counted {
 		names := []string{sweepProgram}
 		for _, p := range hooked {
@@ -200,18 +200,4 @@ func (a *attached) floor(cgroup string, f floor) error {
 			asm.FnSkStorageGet.Call())
 	}
 	return a.small(cgroup, hooked[0].attach, ebpf.SockOps, append(program, asm.Mov.Imm(asm.R0, 1).WithSymbol("end"), asm.Return()))
-}
-
-// waste makes a program slower by so many instructions a run.
-func waste(p *ebpf.ProgramSpec, instructions int) {
-	if instructions == 0 {
-		return
-	}
-	// r0 is nobody's at the beginning; what stands there keeps its symbol and what BTF says of it.
-	wasted := asm.Instructions{p.Instructions[0]}
-	wasted = append(wasted, asm.Mov.Imm(asm.R0, 0))
-	for range instructions - 1 {
-		wasted = append(wasted, asm.Add.Imm(asm.R0, 1))
-	}
-	p.Instructions = append(wasted, p.Instructions[1:]...)
 }
