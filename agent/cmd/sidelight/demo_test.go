@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -16,7 +18,7 @@ import (
 // left behind.
 func TestDemo(t *testing.T) {
 	needRoot(t)
-	cmd := exec.CommandContext(t.Context(), program, "demo", "--json", "--duration", "5s")
+	cmd := demoProgram(t, "--json", "--duration", "5s")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -58,13 +60,13 @@ func TestDemo(t *testing.T) {
 	if ended := report.Account.Kernel.Failed + report.Account.Kernel.Closed["client"] + report.Account.Kernel.Closed["server"]; total != ended {
 		t.Errorf("edges have %d connections, the kernel %d", total, ended)
 	}
-	wantNothingLeft(t)
+	wantNothingLeft(t, cmd)
 }
 
 // TestDemoInterrupted presses Ctrl-C.
 func TestDemoInterrupted(t *testing.T) {
 	needRoot(t)
-	cmd := exec.Command(program, "demo", "--duration", "1m")
+	cmd := demoProgram(t, "--duration", "1m")
 	var out bytes.Buffer
 	cmd.Stdout = &out
 	if err := cmd.Start(); err != nil {
@@ -92,16 +94,32 @@ func TestDemoInterrupted(t *testing.T) {
 		_ = cmd.Process.Kill()
 		t.Fatal("it does not end")
 	}
-	wantNothingLeft(t)
+	wantNothingLeft(t, cmd)
 }
 
-func wantNothingLeft(t *testing.T) {
+// demoProgram is a demo with a directory of its own for what is temporary: others may run beside it.
+func demoProgram(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "demo") // t.TempDir is too long for the path of a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	cmd := exec.CommandContext(t.Context(), program, append([]string{"demo"}, args...)...)
+	cmd.Env = append(os.Environ(), "TMPDIR="+dir)
+	return cmd
+}
+
+// wantNothingLeft looks for what a demo that ended has made. Its namespaces have no name, and go with its processes, without which its cgroups
+// cannot be removed.
+func wantNothingLeft(t *testing.T, cmd *exec.Cmd) {
 	t.Helper()
 	root, err := datapath.OpenCgroup("")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, pattern := range []string{filepath.Join(root.Dir, "sidelight-demo-*"), "/tmp/sidelight-demo-*", "/run/netns/*"} {
+	_, temporary, _ := strings.Cut(cmd.Env[len(cmd.Env)-1], "=")
+	for _, pattern := range []string{filepath.Join(root.Dir, "sidelight-demo-"+itoa(cmd.Process.Pid)), filepath.Join(temporary, "*")} {
 		if left, _ := filepath.Glob(pattern); len(left) > 0 {
 			t.Errorf("left behind: %v", left)
 		}

@@ -2,6 +2,7 @@ package demo
 
 import (
 	"context"
+	"maps"
 	"strings"
 	"sync"
 
@@ -32,6 +33,8 @@ type Received struct {
 	DataPoints int `json:"data_points"`
 
 	Lines    []Line          `json:"-"` // the newest, oldest first
+	Refusals []Line          `json:"-"` // the newest that the mesh refused
+	Decided  Decisions       `json:"-"` // counts of what the mesh decided
 	OwnSpans []string        `json:"-"` // names of spans of the agent itself, which are in no count
 	Own      []Line          `json:"-"` // log records of the agent itself, which are in no count
 	Metrics  pmetric.Metrics `json:"-"` // the newest report
@@ -49,7 +52,9 @@ const lines = 8
 
 // NewSink returns an empty sink.
 func NewSink() *Sink {
-	return &Sink{uids: make(map[string]struct{}), received: Received{Metrics: pmetric.NewMetrics(), Previous: pmetric.NewMetrics()}}
+	return &Sink{uids: make(map[string]struct{}), received: Received{
+		Metrics: pmetric.NewMetrics(), Previous: pmetric.NewMetrics(), Decided: make(Decisions),
+	}}
 }
 
 // Received returns what came so far.
@@ -59,6 +64,7 @@ func (s *Sink) Received() Received {
 	r := s.received
 	r.UniqueLogs = len(s.uids)
 	r.Lines, r.Own = append([]Line(nil), r.Lines...), append([]Line(nil), r.Own...)
+	r.Refusals, r.Decided = append([]Line(nil), r.Refusals...), maps.Clone(r.Decided)
 	r.OwnSpans = append([]string(nil), r.OwnSpans...)
 	return r
 }
@@ -99,16 +105,24 @@ func (s *Sink) logs(_ context.Context, logs plog.Logs) error {
 				s.received.Logs++
 				uid, _ := record.Attributes().Get("log.record.uid")
 				s.uids[uid.Str()] = struct{}{}
-				s.received.Lines = append(s.received.Lines, Line{
-					Workload: workload.Str(), Attributes: record.Attributes().AsRaw(), At: record.Timestamp(),
-				})
+				line := Line{Workload: workload.Str(), Attributes: record.Attributes().AsRaw(), At: record.Timestamp()}
+				s.received.Lines = append(s.received.Lines, line)
+				s.received.Decided.add(&line)
+				if line.Attributes["sidelight.refused_by_mesh"] == true {
+					s.received.Refusals = append(s.received.Refusals, line)
+				}
 			}
 		}
 	}
-	if over := len(s.received.Lines) - lines; over > 0 {
-		s.received.Lines = append([]Line(nil), s.received.Lines[over:]...)
-	}
+	s.received.Lines, s.received.Refusals = newest(s.received.Lines), newest(s.received.Refusals)
 	return nil
+}
+
+func newest(all []Line) []Line {
+	if over := len(all) - lines; over > 0 {
+		return append([]Line(nil), all[over:]...)
+	}
+	return all
 }
 
 func (s *Sink) traces(_ context.Context, traces ptrace.Traces) error {

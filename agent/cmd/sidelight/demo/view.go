@@ -118,9 +118,9 @@ func (v *View) writeAccount(out io.Writer) {
 	fmt.Fprintf(out, "  over OTLP  %d log records, %d spans, %d data points\n", v.Received.Logs, v.Received.Spans, v.Received.DataPoints)
 }
 
-// Ended is how many connections the kernel saw end.
+// Ended is how many connections the kernel saw end, and how many the mesh refused at the server's side, where nothing else counts them.
 func Ended(a *account.Account) uint64 {
-	return a.Kernel.Failed + a.Kernel.Closed["client"] + a.Kernel.Closed["server"]
+	return a.Kernel.Failed + a.Kernel.Closed["client"] + a.Kernel.Closed["server"] + a.Kernel.Refused["server"]
 }
 
 func lost(k *account.Kernel) uint64 {

@@ -7,11 +7,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -57,28 +60,83 @@ func Services() []Service {
 	}
 }
 
+// actor is a process in a cgroup of its own, which is called like it.
+type actor struct {
+	name string
+	args []string
+}
+
+// scene is what a world is made of.
+type scene struct {
+	addresses []netip.Addr // on the services' side of the cable
+	services  []actor
+	clients   []actor
+}
+
 // World is the cgroups, namespaces and processes.
 type World struct {
 	// Cgroup is the directory that holds them all.
 	Cgroup string
 
+	scene            scene
 	client, services netns.NsHandle
-	processes        []*exec.Cmd
+	starts           chan func()
+	processes        []*process
+	said             map[string][]byte
 }
 
 const cgroupPrefix = "sidelight-demo-"
 
 // New makes cgroups and namespaces below a cgroup2 mount, without any process in them.
 func New(cgroup2 string) (*World, error) {
-	removeStale(cgroup2)
-	w := &World{Cgroup: filepath.Join(cgroup2, cgroupPrefix+strconv.Itoa(os.Getpid())), client: netns.None(), services: netns.None()}
-	if err := w.make(); err != nil {
-		return nil, errors.Join(err, w.Close())
+	w := newWorld(cgroup2)
+	w.scene.clients = []actor{{ClientName, []string{ClientCommand}}}
+	for _, s := range Services() {
+		if s.Kind != "" {
+			w.scene.services = append(w.scene.services, actor{s.Name, []string{ServiceCommand, s.Kind, s.Address.String()}})
+		}
+		if s.Name != goneName {
+			w.scene.addresses = append(w.scene.addresses, s.Address.Addr())
+		}
 	}
-	return w, nil
+	return w, w.make(cgroup2)
 }
 
-func (w *World) make() error {
+func newWorld(cgroup2 string) *World {
+	return &World{
+		Cgroup: filepath.Join(cgroup2, cgroupPrefix+strconv.Itoa(os.Getpid())), client: netns.None(), services: netns.None(),
+		said: make(map[string][]byte),
+	}
+}
+
+// start starts a command on a thread that lives as long as the world: with the thread that started it a process is killed, and others of this
+// program end with goroutines that were locked to them.
+func (w *World) start(cmd *exec.Cmd, ns netns.NsHandle, cgroup string) error {
+	if w.starts == nil {
+		w.starts = make(chan func())
+		go func(starts <-chan func()) {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			for f := range starts {
+				f()
+			}
+		}(w.starts)
+	}
+	started := make(chan error)
+	w.starts <- func() { started <- lab.Start(cmd, ns, cgroup) }
+	return <-started
+}
+
+// make leaves nothing behind when it fails.
+func (w *World) make(cgroup2 string) error {
+	removeStale(cgroup2)
+	if err := w.makeAll(); err != nil {
+		return errors.Join(err, w.Close())
+	}
+	return nil
+}
+
+func (w *World) makeAll() error {
 	for _, dir := range w.cgroups() {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return fmt.Errorf("make cgroup: %w", err)
@@ -96,10 +154,10 @@ func (w *World) make() error {
 
 // cgroups lists every directory, parents first.
 func (w *World) cgroups() []string {
-	dirs := []string{w.Cgroup, filepath.Join(w.Cgroup, ClientName)}
-	for _, s := range Services() {
-		if s.Kind != "" {
-			dirs = append(dirs, filepath.Join(w.Cgroup, s.Name))
+	dirs := []string{w.Cgroup}
+	for _, actors := range [][]actor{w.scene.services, w.scene.clients} {
+		for _, a := range actors {
+			dirs = append(dirs, filepath.Join(w.Cgroup, a.name))
 		}
 	}
 	return dirs
@@ -147,15 +205,12 @@ func (w *World) connect() error {
 		return err
 	}
 	var addresses []netip.Prefix
-	for _, s := range Services() {
-		if s.Name == goneName {
-			continue
-		}
+	for _, a := range w.scene.addresses {
 		bits := clientV4.Bits()
-		if s.Address.Addr().Is6() {
+		if a.Is6() {
 			bits = clientV6.Bits()
 		}
-		addresses = append(addresses, netip.PrefixFrom(s.Address.Addr(), bits))
+		addresses = append(addresses, netip.PrefixFrom(a, bits))
 	}
 	return addAddresses(services, addresses...)
 }
@@ -190,66 +245,93 @@ func addAddresses(h *netlink.Handle, addresses ...netip.Prefix) error {
 	return nil
 }
 
-// Start starts the services, waits until they listen, then starts the client. self is this program.
+// Start starts the services, waits until they listen, then starts the clients. self is this program.
 func (w *World) Start(ctx context.Context, self string) error {
-	for _, s := range Services() {
-		if s.Kind == "" {
-			continue
-		}
-		if err := w.spawn(ctx, w.services, s.Name, self, ServiceCommand, s.Kind, s.Address.String()); err != nil {
+	for _, a := range w.scene.services {
+		if err := w.spawn(ctx, w.services, a, self); err != nil {
 			return err
 		}
 	}
-	return w.spawn(ctx, w.client, ClientName, self, ClientCommand)
+	for _, a := range w.scene.clients {
+		if err := w.spawn(ctx, w.client, a, self); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// spawn starts a process in a namespace and a cgroup, from its first instruction on, and waits for its first line of output.
-func (w *World) spawn(ctx context.Context, ns netns.NsHandle, cgroup, self string, args ...string) error {
-	cmd := exec.Command(self, args...)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
+// process is one that runs.
+type process struct {
+	*exec.Cmd
+	name  string
+	rest  chan []byte // what it said after its first line
+	ready bool
+}
+
+// spawn starts a process in a namespace and its cgroup, from its first instruction on, and waits for its first line of output.
+func (w *World) spawn(ctx context.Context, ns netns.NsHandle, a actor, self string) error {
+	p := &process{Cmd: exec.Command(self, a.args...), name: a.name, rest: make(chan []byte, 1)}
+	p.Stderr = os.Stderr
+	out, err := p.StdoutPipe()
 	if err != nil {
 		return err
 	}
-	if err := lab.Start(cmd, ns, filepath.Join(w.Cgroup, cgroup)); err != nil {
-		return fmt.Errorf("start %s: %w", cgroup, err)
+	if err := w.start(p.Cmd, ns, filepath.Join(w.Cgroup, a.name)); err != nil {
+		return fmt.Errorf("start %s: %w", a.name, err)
 	}
-	w.processes = append(w.processes, cmd)
+	w.processes = append(w.processes, p)
 	ready := make(chan error, 1)
 	go func() {
-		_, err := bufio.NewReader(out).ReadString('\n')
+		lines := bufio.NewReader(out)
+		_, err := lines.ReadString('\n')
 		ready <- err
+		rest, _ := io.ReadAll(lines) // of what is cut short there is no use, and Wait has the reason
+		p.rest <- rest
 	}()
 	select {
 	case err := <-ready:
 		if err != nil {
-			return fmt.Errorf("start %s: it ended: %w", cgroup, err)
+			return fmt.Errorf("start %s: it ended: %w", a.name, err)
 		}
+		p.ready = true
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-// Stop ends the client, then the services, each after what it is at.
+// Stop ends the clients, then the services, each after what it is at.
 func (w *World) Stop() error {
 	var errs []error
-	for i := len(w.processes) - 1; i >= 0; i-- {
-		p := w.processes[i]
-		_ = p.Process.Signal(syscall.SIGTERM) // it may have ended
-		killer := time.AfterFunc(5*time.Second, func() { _ = p.Process.Kill() })
-		if err := p.Wait(); err != nil {
-			errs = append(errs, fmt.Errorf("stop %s: %w", p.Args[1], err))
-		}
-		killer.Stop()
+	for _, p := range slices.Backward(w.processes) {
+		errs = append(errs, w.end(p))
 	}
 	w.processes = nil
 	return errors.Join(errs...)
 }
 
+func (w *World) end(p *process) error {
+	_ = p.Process.Signal(syscall.SIGTERM) // it may have ended
+	killer := time.AfterFunc(5*time.Second, func() { _ = p.Process.Kill() })
+	defer killer.Stop()
+	rest, err := <-p.rest, p.Wait()
+	if !p.ready { // nobody waits for it any more, and it may not have heard of signals yet
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("stop %s: %w", p.name, err)
+	}
+	w.said[p.name] = rest
+	return nil
+}
+
 // Close stops what runs and removes everything. Safe twice.
 func (w *World) Close() error {
 	errs := []error{w.Stop()}
+	if w.starts != nil {
+		close(w.starts)
+		w.starts = nil
+	}
 	for _, ns := range []*netns.NsHandle{&w.client, &w.services} {
 		if ns.IsOpen() {
 			errs = append(errs, ns.Close())
