@@ -96,6 +96,7 @@ const (
 	CutBackend     = meshVarCutBackend
 	CutTag         = meshVarCutTag
 	AgentPID       = meshVarAgentPid
+	MeshHas        = meshVarMeshHas
 	LookupNetns    = meshVarLookupNetns
 )
 

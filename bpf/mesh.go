@@ -51,6 +51,12 @@ const (
 	VerdictDeny  = uint8(meshMeshVerdictMESH_VERDICT_DENY)
 )
 
+// What there is to look for, as in enum mesh_has of lib/identity.h.
+const (
+	HasPolicies = uint32(1)
+	HasAnyPort  = uint32(2)
+)
+
 // As the macros of the same names.
 const (
 	NoRule         = uint16(0xffff)

@@ -352,86 +352,90 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	meshMapAccount           = "account"
-	meshMapAddresses         = "addresses"
-	meshMapBackends          = "backends"
-	meshMapCgroups           = "cgroups"
-	meshMapConnections       = "connections"
-	meshMapDecisions         = "decisions"
-	meshMapEvents            = "events"
-	meshMapFrontends         = "frontends"
-	meshMapLimitStates       = "limit_states"
-	meshMapLimits            = "limits"
-	meshMapListeners         = "listeners"
-	meshMapListens           = "listens"
-	meshMapLoads             = "loads"
-	meshMapLost              = "lost"
-	meshMapLostTotals        = "lost_totals"
-	meshMapPolicyBlocks      = "policy_blocks"
-	meshMapPolicyPorts       = "policy_ports"
-	meshMapPolicySets        = "policy_sets"
-	meshMapPolicySources     = "policy_sources"
-	meshMapPools             = "pools"
-	meshMapSlots             = "slots"
-	meshMapTables            = "tables"
-	meshMapTickets           = "tickets"
-	meshMapTurns             = "turns"
-	meshMapVerdicts          = "verdicts"
-	meshMapWorkloads         = "workloads"
-	meshProgMeshAdopt        = "mesh_adopt"
-	meshProgMeshAdoptOwners  = "mesh_adopt_owners"
-	meshProgMeshConnect4     = "mesh_connect4"
-	meshProgMeshConnect6     = "mesh_connect6"
-	meshProgMeshCreate       = "mesh_create"
-	meshProgMeshCut          = "mesh_cut"
-	meshProgMeshLookup       = "mesh_lookup"
-	meshProgMeshPeername4    = "mesh_peername4"
-	meshProgMeshPeername6    = "mesh_peername6"
-	meshProgMeshRelease      = "mesh_release"
-	meshProgMeshSockops      = "mesh_sockops"
-	meshProgMeshState        = "mesh_state"
-	meshProgMeshSweep        = "mesh_sweep"
-	meshVarAgentPid          = "agent_pid"
-	meshVarAttachedCgroup    = "attached_cgroup"
-	meshVarCgroupLevels      = "cgroup_levels"
-	meshVarCutBackend        = "cut_backend"
-	meshVarCutDenied         = "cut_denied"
-	meshVarCutTag            = "cut_tag"
-	meshVarFirstBytes        = "first_bytes"
-	meshVarLookupNetns       = "lookup_netns"
-	meshVarMesh              = "mesh"
-	meshVarMeshAddress       = "mesh_address_"
-	meshVarMeshAlgorithm     = "mesh_algorithm_"
-	meshVarMeshBackend       = "mesh_backend_"
-	meshVarMeshCloseEvent    = "mesh_close_event_"
-	meshVarMeshDecision      = "mesh_decision_"
-	meshVarMeshEvent         = "mesh_event_"
-	meshVarMeshFlags         = "mesh_flags_"
-	meshVarMeshFrontend      = "mesh_frontend_"
-	meshVarMeshKind          = "mesh_kind_"
-	meshVarMeshLimit         = "mesh_limit_"
-	meshVarMeshLimitState    = "mesh_limit_state_"
-	meshVarMeshListen        = "mesh_listen_"
-	meshVarMeshListener      = "mesh_listener_"
-	meshVarMeshLoad          = "mesh_load_"
-	meshVarMeshPolicyBlock   = "mesh_policy_block_"
-	meshVarMeshPolicyPort    = "mesh_policy_port_"
-	meshVarMeshPolicySet     = "mesh_policy_set_"
-	meshVarMeshPolicySource  = "mesh_policy_source_"
-	meshVarMeshReason        = "mesh_reason_"
-	meshVarMeshRole          = "mesh_role_"
-	meshVarMeshRules         = "mesh_rules_"
-	meshVarMeshTable         = "mesh_table_"
-	meshVarMeshTicket        = "mesh_ticket_"
-	meshVarMeshTold          = "mesh_told_"
-	meshVarMeshVerdict       = "mesh_verdict_"
-	meshVarMeshVerdictKey    = "mesh_verdict_key_"
-	meshVarMeshWorkload      = "mesh_workload_"
-	meshVarMeshWorkloadFlags = "mesh_workload_flags_"
-	meshVarReaderAsleep      = "reader_asleep"
-	meshVarSilent            = "silent"
-	meshVarSweepAll          = "sweep_all"
-	meshVarWakeupBytes       = "wakeup_bytes"
+	meshMapAccount             = "account"
+	meshMapAddresses           = "addresses"
+	meshMapBackends            = "backends"
+	meshMapCgroups             = "cgroups"
+	meshMapConnections         = "connections"
+	meshMapDecisions           = "decisions"
+	meshMapEvents              = "events"
+	meshMapFrontends           = "frontends"
+	meshMapLimitStates         = "limit_states"
+	meshMapLimits              = "limits"
+	meshMapListeners           = "listeners"
+	meshMapListens             = "listens"
+	meshMapLoads               = "loads"
+	meshMapLost                = "lost"
+	meshMapLostTotals          = "lost_totals"
+	meshMapPolicyBlocks        = "policy_blocks"
+	meshMapPolicyPorts         = "policy_ports"
+	meshMapPolicySets          = "policy_sets"
+	meshMapPolicySources       = "policy_sources"
+	meshMapPools               = "pools"
+	meshMapSlots               = "slots"
+	meshMapTables              = "tables"
+	meshMapTickets             = "tickets"
+	meshMapTurns               = "turns"
+	meshMapVerdicts            = "verdicts"
+	meshMapWorkloads           = "workloads"
+	meshProgMeshAdopt          = "mesh_adopt"
+	meshProgMeshAdoptOwners    = "mesh_adopt_owners"
+	meshProgMeshConnect4       = "mesh_connect4"
+	meshProgMeshConnect4InMesh = "mesh_connect4_in_mesh"
+	meshProgMeshConnect6       = "mesh_connect6"
+	meshProgMeshConnect6InMesh = "mesh_connect6_in_mesh"
+	meshProgMeshCreate         = "mesh_create"
+	meshProgMeshCut            = "mesh_cut"
+	meshProgMeshLookup         = "mesh_lookup"
+	meshProgMeshPeername4      = "mesh_peername4"
+	meshProgMeshPeername6      = "mesh_peername6"
+	meshProgMeshRelease        = "mesh_release"
+	meshProgMeshSockops        = "mesh_sockops"
+	meshProgMeshSockopsInMesh  = "mesh_sockops_in_mesh"
+	meshProgMeshState          = "mesh_state"
+	meshProgMeshSweep          = "mesh_sweep"
+	meshVarAgentPid            = "agent_pid"
+	meshVarAttachedCgroup      = "attached_cgroup"
+	meshVarCgroupLevels        = "cgroup_levels"
+	meshVarCutBackend          = "cut_backend"
+	meshVarCutDenied           = "cut_denied"
+	meshVarCutTag              = "cut_tag"
+	meshVarFirstBytes          = "first_bytes"
+	meshVarLookupNetns         = "lookup_netns"
+	meshVarMesh                = "mesh"
+	meshVarMeshAddress         = "mesh_address_"
+	meshVarMeshAlgorithm       = "mesh_algorithm_"
+	meshVarMeshBackend         = "mesh_backend_"
+	meshVarMeshCloseEvent      = "mesh_close_event_"
+	meshVarMeshDecision        = "mesh_decision_"
+	meshVarMeshEvent           = "mesh_event_"
+	meshVarMeshFlags           = "mesh_flags_"
+	meshVarMeshFrontend        = "mesh_frontend_"
+	meshVarMeshHas             = "mesh_has"
+	meshVarMeshKind            = "mesh_kind_"
+	meshVarMeshLimit           = "mesh_limit_"
+	meshVarMeshLimitState      = "mesh_limit_state_"
+	meshVarMeshListen          = "mesh_listen_"
+	meshVarMeshListener        = "mesh_listener_"
+	meshVarMeshLoad            = "mesh_load_"
+	meshVarMeshPolicyBlock     = "mesh_policy_block_"
+	meshVarMeshPolicyPort      = "mesh_policy_port_"
+	meshVarMeshPolicySet       = "mesh_policy_set_"
+	meshVarMeshPolicySource    = "mesh_policy_source_"
+	meshVarMeshReason          = "mesh_reason_"
+	meshVarMeshRole            = "mesh_role_"
+	meshVarMeshRules           = "mesh_rules_"
+	meshVarMeshTable           = "mesh_table_"
+	meshVarMeshTicket          = "mesh_ticket_"
+	meshVarMeshTold            = "mesh_told_"
+	meshVarMeshVerdict         = "mesh_verdict_"
+	meshVarMeshVerdictKey      = "mesh_verdict_key_"
+	meshVarMeshWorkload        = "mesh_workload_"
+	meshVarMeshWorkloadFlags   = "mesh_workload_flags_"
+	meshVarReaderAsleep        = "reader_asleep"
+	meshVarSilent              = "silent"
+	meshVarSweepAll            = "sweep_all"
+	meshVarWakeupBytes         = "wakeup_bytes"
 )
 
 // loadMesh returns the embedded CollectionSpec for mesh.
@@ -476,19 +480,22 @@ type meshSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type meshProgramSpecs struct {
-	MeshAdopt       *ebpf.ProgramSpec `ebpf:"mesh_adopt"`
-	MeshAdoptOwners *ebpf.ProgramSpec `ebpf:"mesh_adopt_owners"`
-	MeshConnect4    *ebpf.ProgramSpec `ebpf:"mesh_connect4"`
-	MeshConnect6    *ebpf.ProgramSpec `ebpf:"mesh_connect6"`
-	MeshCreate      *ebpf.ProgramSpec `ebpf:"mesh_create"`
-	MeshCut         *ebpf.ProgramSpec `ebpf:"mesh_cut"`
-	MeshLookup      *ebpf.ProgramSpec `ebpf:"mesh_lookup"`
-	MeshPeername4   *ebpf.ProgramSpec `ebpf:"mesh_peername4"`
-	MeshPeername6   *ebpf.ProgramSpec `ebpf:"mesh_peername6"`
-	MeshRelease     *ebpf.ProgramSpec `ebpf:"mesh_release"`
-	MeshSockops     *ebpf.ProgramSpec `ebpf:"mesh_sockops"`
-	MeshState       *ebpf.ProgramSpec `ebpf:"mesh_state"`
-	MeshSweep       *ebpf.ProgramSpec `ebpf:"mesh_sweep"`
+	MeshAdopt          *ebpf.ProgramSpec `ebpf:"mesh_adopt"`
+	MeshAdoptOwners    *ebpf.ProgramSpec `ebpf:"mesh_adopt_owners"`
+	MeshConnect4       *ebpf.ProgramSpec `ebpf:"mesh_connect4"`
+	MeshConnect4InMesh *ebpf.ProgramSpec `ebpf:"mesh_connect4_in_mesh"`
+	MeshConnect6       *ebpf.ProgramSpec `ebpf:"mesh_connect6"`
+	MeshConnect6InMesh *ebpf.ProgramSpec `ebpf:"mesh_connect6_in_mesh"`
+	MeshCreate         *ebpf.ProgramSpec `ebpf:"mesh_create"`
+	MeshCut            *ebpf.ProgramSpec `ebpf:"mesh_cut"`
+	MeshLookup         *ebpf.ProgramSpec `ebpf:"mesh_lookup"`
+	MeshPeername4      *ebpf.ProgramSpec `ebpf:"mesh_peername4"`
+	MeshPeername6      *ebpf.ProgramSpec `ebpf:"mesh_peername6"`
+	MeshRelease        *ebpf.ProgramSpec `ebpf:"mesh_release"`
+	MeshSockops        *ebpf.ProgramSpec `ebpf:"mesh_sockops"`
+	MeshSockopsInMesh  *ebpf.ProgramSpec `ebpf:"mesh_sockops_in_mesh"`
+	MeshState          *ebpf.ProgramSpec `ebpf:"mesh_state"`
+	MeshSweep          *ebpf.ProgramSpec `ebpf:"mesh_sweep"`
 }
 
 // meshMapSpecs contains maps before they are loaded into the kernel.
@@ -544,6 +551,7 @@ type meshVariableSpecs struct {
 	MeshEvent         *ebpf.VariableSpec `ebpf:"mesh_event_"`
 	MeshFlags         *ebpf.VariableSpec `ebpf:"mesh_flags_"`
 	MeshFrontend      *ebpf.VariableSpec `ebpf:"mesh_frontend_"`
+	MeshHas           *ebpf.VariableSpec `ebpf:"mesh_has"`
 	MeshKind          *ebpf.VariableSpec `ebpf:"mesh_kind_"`
 	MeshLimit         *ebpf.VariableSpec `ebpf:"mesh_limit_"`
 	MeshLimitState    *ebpf.VariableSpec `ebpf:"mesh_limit_state_"`
@@ -670,6 +678,7 @@ type meshVariables struct {
 	MeshEvent         *ebpf.Variable `ebpf:"mesh_event_"`
 	MeshFlags         *ebpf.Variable `ebpf:"mesh_flags_"`
 	MeshFrontend      *ebpf.Variable `ebpf:"mesh_frontend_"`
+	MeshHas           *ebpf.Variable `ebpf:"mesh_has"`
 	MeshKind          *ebpf.Variable `ebpf:"mesh_kind_"`
 	MeshLimit         *ebpf.Variable `ebpf:"mesh_limit_"`
 	MeshLimitState    *ebpf.Variable `ebpf:"mesh_limit_state_"`
@@ -700,19 +709,22 @@ type meshVariables struct {
 //
 // It can be passed to loadMeshObjects or ebpf.CollectionSpec.LoadAndAssign.
 type meshPrograms struct {
-	MeshAdopt       *ebpf.Program `ebpf:"mesh_adopt"`
-	MeshAdoptOwners *ebpf.Program `ebpf:"mesh_adopt_owners"`
-	MeshConnect4    *ebpf.Program `ebpf:"mesh_connect4"`
-	MeshConnect6    *ebpf.Program `ebpf:"mesh_connect6"`
-	MeshCreate      *ebpf.Program `ebpf:"mesh_create"`
-	MeshCut         *ebpf.Program `ebpf:"mesh_cut"`
-	MeshLookup      *ebpf.Program `ebpf:"mesh_lookup"`
-	MeshPeername4   *ebpf.Program `ebpf:"mesh_peername4"`
-	MeshPeername6   *ebpf.Program `ebpf:"mesh_peername6"`
-	MeshRelease     *ebpf.Program `ebpf:"mesh_release"`
-	MeshSockops     *ebpf.Program `ebpf:"mesh_sockops"`
-	MeshState       *ebpf.Program `ebpf:"mesh_state"`
-	MeshSweep       *ebpf.Program `ebpf:"mesh_sweep"`
+	MeshAdopt          *ebpf.Program `ebpf:"mesh_adopt"`
+	MeshAdoptOwners    *ebpf.Program `ebpf:"mesh_adopt_owners"`
+	MeshConnect4       *ebpf.Program `ebpf:"mesh_connect4"`
+	MeshConnect4InMesh *ebpf.Program `ebpf:"mesh_connect4_in_mesh"`
+	MeshConnect6       *ebpf.Program `ebpf:"mesh_connect6"`
+	MeshConnect6InMesh *ebpf.Program `ebpf:"mesh_connect6_in_mesh"`
+	MeshCreate         *ebpf.Program `ebpf:"mesh_create"`
+	MeshCut            *ebpf.Program `ebpf:"mesh_cut"`
+	MeshLookup         *ebpf.Program `ebpf:"mesh_lookup"`
+	MeshPeername4      *ebpf.Program `ebpf:"mesh_peername4"`
+	MeshPeername6      *ebpf.Program `ebpf:"mesh_peername6"`
+	MeshRelease        *ebpf.Program `ebpf:"mesh_release"`
+	MeshSockops        *ebpf.Program `ebpf:"mesh_sockops"`
+	MeshSockopsInMesh  *ebpf.Program `ebpf:"mesh_sockops_in_mesh"`
+	MeshState          *ebpf.Program `ebpf:"mesh_state"`
+	MeshSweep          *ebpf.Program `ebpf:"mesh_sweep"`
 }
 
 func (p *meshPrograms) Close() error {
@@ -720,7 +732,9 @@ func (p *meshPrograms) Close() error {
 		p.MeshAdopt,
 		p.MeshAdoptOwners,
 		p.MeshConnect4,
+		p.MeshConnect4InMesh,
 		p.MeshConnect6,
+		p.MeshConnect6InMesh,
 		p.MeshCreate,
 		p.MeshCut,
 		p.MeshLookup,
@@ -728,6 +742,7 @@ func (p *meshPrograms) Close() error {
 		p.MeshPeername6,
 		p.MeshRelease,
 		p.MeshSockops,
+		p.MeshSockopsInMesh,
 		p.MeshState,
 		p.MeshSweep,
 	)

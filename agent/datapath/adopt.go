@@ -88,7 +88,10 @@ func walkNamespaces(iterator *link.Iter, all map[uint64]*os.File) error {
 			failed = append(failed, fmt.Errorf("walk over TCP sockets of %s: %w", ns.Name(), err))
 		}
 	}
-	if err := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); err != nil && len(failed) == 0 && len(all) > 1 {
+	switch err := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); {
+	case err == nil:
+		runtime.UnlockOSThread() // with the thread would end what was started from it to end with its parent
+	case len(failed) == 0 && len(all) > 1:
 		failed = append(failed, fmt.Errorf("go back to own network namespace: %w", err))
 	}
 	return errors.Join(failed...)

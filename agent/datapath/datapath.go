@@ -127,15 +127,23 @@ func (d *Datapath) Attach() error {
 		program *ebpf.Program
 	}{
 		// sockops first: an event without its process is worth more than a process without events.
-		{ebpf.AttachCGroupSockOps, d.objects.MeshSockops},
-		{ebpf.AttachCGroupInet4Connect, d.objects.MeshConnect4},
-		{ebpf.AttachCGroupInet6Connect, d.objects.MeshConnect6},
+		{ebpf.AttachCGroupSockOps, d.either(d.objects.MeshSockops, d.objects.MeshSockopsInMesh)},
+		{ebpf.AttachCGroupInet4Connect, d.either(d.objects.MeshConnect4, d.objects.MeshConnect4InMesh)},
+		{ebpf.AttachCGroupInet6Connect, d.either(d.objects.MeshConnect6, d.objects.MeshConnect6InMesh)},
 	} {
 		if err := d.attachCgroup(a.attach, a.program); err != nil {
 			return errors.Join(err, d.detach())
 		}
 	}
 	return nil
+}
+
+// either is the program of a hook that there is with and without a mesh.
+func (d *Datapath) either(without, with *ebpf.Program) *ebpf.Program {
+	if d.mesh.on {
+		return with
+	}
+	return without
 }
 
 func (d *Datapath) attachCgroup(attach ebpf.AttachType, program *ebpf.Program) error {
@@ -259,9 +267,9 @@ type ProgramStats struct {
 func (d *Datapath) ProgramStats() ([]ProgramStats, error) {
 	var all []ProgramStats
 	for _, p := range append(d.meshPrograms(), []namedProgram{
-		{"mesh_connect4", d.objects.MeshConnect4},
-		{"mesh_connect6", d.objects.MeshConnect6},
-		{"mesh_sockops", d.objects.MeshSockops},
+		{"mesh_connect4", d.either(d.objects.MeshConnect4, d.objects.MeshConnect4InMesh)},
+		{"mesh_connect6", d.either(d.objects.MeshConnect6, d.objects.MeshConnect6InMesh)},
+		{"mesh_sockops", d.either(d.objects.MeshSockops, d.objects.MeshSockopsInMesh)},
 		{"mesh_state", d.objects.MeshState},
 		{sweepProgram, d.objects.MeshSweep},
 	}...) {

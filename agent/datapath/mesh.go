@@ -85,26 +85,45 @@ func (m *meshState) guard(ns *os.File) (*lookup, error) {
 
 // netnsCookie asks a socket that is made there.
 func netnsCookie(ns *os.File) (cookie uint64, err error) {
+	err = inNamespace(ns, func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+		if err != nil {
+			return fmt.Errorf("make socket in network namespace %s: %w", ns.Name(), err)
+		}
+		defer unix.Close(fd)
+		if cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE); err != nil {
+			return fmt.Errorf("read cookie of network namespace %s: %w", ns.Name(), err)
+		}
+		return nil
+	})
+	return cookie, err
+}
+
+// inNamespace runs f on a thread that comes back to its own network namespace. If it cannot, the thread ends with its goroutine, and with it what was
+// started from there to end with its parent (PR_SET_PDEATHSIG).
+func inNamespace(ns *os.File, f func() error) error {
 	errs := make(chan error, 1)
 	go func() {
-		// The thread ends with this goroutine, wherever it is by then.
 		runtime.LockOSThread()
 		errs <- func() error {
+			own, err := os.Open("/proc/thread-self/ns/net")
+			if err != nil {
+				return fmt.Errorf("open own network namespace: %w", err)
+			}
+			defer own.Close()
 			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+				runtime.UnlockOSThread()
 				return fmt.Errorf("enter network namespace %s: %w", ns.Name(), err)
 			}
-			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
-			if err != nil {
-				return fmt.Errorf("make socket in network namespace %s: %w", ns.Name(), err)
+			err = f()
+			if back := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); back != nil {
+				return errors.Join(err, fmt.Errorf("go back to own network namespace: %w", back))
 			}
-			defer unix.Close(fd)
-			if cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE); err != nil {
-				return fmt.Errorf("read cookie of network namespace %s: %w", ns.Name(), err)
-			}
-			return nil
+			runtime.UnlockOSThread()
+			return err
 		}()
 	}()
-	return cookie, <-errs
+	return <-errs
 }
 
 // attachMesh attaches what only a mesh needs. It comes before the connect hooks: what they take is given back by mesh_release, and what they rewrite
@@ -164,6 +183,14 @@ func (d *Datapath) SetLevels(levels uint64) error {
 	}
 	if err := d.objects.CgroupLevels.Set(levels); err != nil {
 		return fmt.Errorf("set %s: %w", bpf.CgroupLevels, err)
+	}
+	return nil
+}
+
+// SetHas says what the programs have to look for: bpf.HasPolicies and the others as bits. Safe for concurrent use.
+func (d *Datapath) SetHas(has uint32) error {
+	if err := d.objects.MeshHas.Set(has); err != nil {
+		return fmt.Errorf("set %s: %w", bpf.MeshHas, err)
 	}
 	return nil
 }

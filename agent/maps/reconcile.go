@@ -18,7 +18,10 @@ type Options struct {
 	Resolve func(path string) (id uint64, level int, err error)
 	// SetLevels hears which depths have cgroups of workloads, a bit each, before the first at a depth is entered and after the last is gone.
 	SetLevels func(levels uint64) error
-	Now       func() time.Time // nil is time.Now
+	// SetHas hears what there is to look for, bpf.HasPolicies and the others as bits: before the first of it is there, and after the last is gone. nil: nobody
+	// asks.
+	SetHas func(has uint32) error
+	Now    func() time.Time // nil is time.Now
 }
 
 // Reconciler makes the kernel's maps as a mesh says. It holds which index stands for what. All its methods are safe for concurrent use.
@@ -28,6 +31,8 @@ type Reconciler struct {
 	names *Names
 
 	mu        sync.Mutex
+	has       uint32 // as SetHas was told last
+	hasSet    bool
 	epoch     uint64 // of Apply
 	services  map[model.Name]*serviceState
 	workloads map[workloadKey]*workloadState
@@ -105,6 +110,33 @@ func NewReconciler(m *Maps, o Options) (*Reconciler, error) {
 	}, nil
 }
 
+// has says what programs have to look for, as bits: bpf.HasPolicies and the others.
+func (m *Mesh) has() uint32 {
+	var has uint32
+	if len(m.Sets) > 0 {
+		has |= bpf.HasPolicies
+	}
+	for _, s := range m.Services {
+		for _, f := range s.Frontends {
+			if f.Address.Port() == 0 {
+				has |= bpf.HasAnyPort
+			}
+		}
+	}
+	return has
+}
+
+func (r *Reconciler) setHas(has uint32) error {
+	if r.o.SetHas == nil || has == r.has && r.hasSet {
+		return nil
+	}
+	if err := r.o.SetHas(has); err != nil {
+		return err
+	}
+	r.has, r.hasSet = has, true
+	return nil
+}
+
 // Names resolves the numbers of this reconciler.
 func (r *Reconciler) Names() *Names { return r.names }
 
@@ -127,6 +159,11 @@ func (r *Reconciler) Apply(mesh *Mesh) (Changes, error) {
 	if err != nil {
 		return Changes{}, errors.Join(err, p.undo())
 	}
+	// What comes is looked for before it is there, and what goes until it is gone.
+	has := mesh.has()
+	if err := r.setHas(r.has | has); err != nil {
+		return Changes{}, errors.Join(err, p.undo())
+	}
 	p.write()
 	p.flip()
 	if err := p.enter(); err != nil {
@@ -135,7 +172,7 @@ func (r *Reconciler) Apply(mesh *Mesh) (Changes, error) {
 	if err := r.settle(); err != nil {
 		return p.changes, fmt.Errorf("%w: %w", ErrPartly, err)
 	}
-	return p.changes, nil
+	return p.changes, r.setHas(has)
 }
 
 // ErrPartly is of a mesh that is in force, or parts of it, while something remains to be done.

@@ -31,9 +31,9 @@ var hooked = []struct {
 	{"mesh_create", ebpf.AttachCGroupInetSockCreate},
 	{"mesh_peername4", ebpf.AttachCgroupInet4GetPeername},
 	{"mesh_peername6", ebpf.AttachCgroupInet6GetPeername},
-	{"mesh_sockops", ebpf.AttachCGroupSockOps},
-	{"mesh_connect4", ebpf.AttachCGroupInet4Connect},
-	{"mesh_connect6", ebpf.AttachCGroupInet6Connect},
+	{"mesh_sockops_in_mesh", ebpf.AttachCGroupSockOps},
+	{"mesh_connect4_in_mesh", ebpf.AttachCGroupInet4Connect},
+	{"mesh_connect6_in_mesh", ebpf.AttachCGroupInet6Connect},
 }
 
 // counted is those programs with counters in them.
@@ -68,7 +68,7 @@ func newCounted(cgroup datapath.Cgroup, s *model.Snapshot, burn int) (_ *counted
 	for name, size := range sizes.MaxEntries() {
 		spec.Maps[name].MaxEntries = size
 	}
-	bpfcount.Waste(spec.Programs["mesh_connect4"], burn)
+	bpfcount.Waste(spec.Programs["mesh_connect4_in_mesh"], burn)
 	programs := make([]string, 0, len(hooked))
 	for _, p := range hooked {
 		programs = append(programs, p.name)
@@ -83,7 +83,7 @@ func newCounted(cgroup datapath.Cgroup, s *model.Snapshot, burn int) (_ *counted
 		return nil, err
 	}
 	if c.mesh, err = newMesh(&c.objects, maps.Options{
-		Resolve: cgroup.Resolve, SetLevels: func(levels uint64) error { return c.objects.CgroupLevels.Set(levels) },
+		Resolve: cgroup.Resolve, SetHas: func(has uint32) error { return c.objects.MeshHas.Set(has) }, SetLevels: func(levels uint64) error { return c.objects.CgroupLevels.Set(levels) },
 	}); err != nil {
 		return nil, err
 	}
@@ -104,7 +104,7 @@ func (c *counted) programs() map[string]*ebpf.Program {
 	o := &c.objects
 	return map[string]*ebpf.Program{
 		"mesh_release": o.MeshRelease, "mesh_create": o.MeshCreate, "mesh_peername4": o.MeshPeername4, "mesh_peername6": o.MeshPeername6,
-		"mesh_sockops": o.MeshSockops, "mesh_connect4": o.MeshConnect4, "mesh_connect6": o.MeshConnect6,
+		"mesh_sockops_in_mesh": o.MeshSockopsInMesh, "mesh_connect4_in_mesh": o.MeshConnect4InMesh, "mesh_connect6_in_mesh": o.MeshConnect6InMesh,
 	}
 }
 

@@ -82,7 +82,7 @@ func newSet(cgroup datapath.Cgroup, s *model.Snapshot) (_ *set, err error) {
 		return nil, fmt.Errorf("read ring: %w", err)
 	}
 	if s != nil {
-		if made.mesh, err = newMesh(made.datapath.Objects(), maps.Options{Resolve: cgroup.Resolve, SetLevels: made.datapath.SetLevels}); err != nil {
+		if made.mesh, err = newMesh(made.datapath.Objects(), maps.Options{Resolve: cgroup.Resolve, SetLevels: made.datapath.SetLevels, SetHas: made.datapath.SetHas}); err != nil {
 			return nil, err
 		}
 		if _, err = made.mesh.apply(s); err != nil {

@@ -24,14 +24,15 @@ static __always_inline struct mesh_connection *connection_create(struct bpf_sock
 }
 
 /*
- * State for a socket's next connection. What its last one had is left to whoever still looks at it: a sweep holds no lock, and would
+ * State for a socket's next connection; again: it has had one. What its last one had is left to whoever still looks at it: a sweep holds no lock, and would
  * tell of the one connection what it takes over of the other.
  */
-static __always_inline struct mesh_connection *connection_renew(struct bpf_sock *sk)
+static __always_inline struct mesh_connection *connection_renew(struct bpf_sock *sk, bool *again)
 {
 	struct mesh_connection *conn = connection_create(sk);
 
-	if (!conn || conn->phase == MESH_IDLE)
+	*again = conn && conn->phase != MESH_IDLE;
+	if (!*again)
 		return conn;
 	bpf_sk_storage_delete(&connections, sk);
 	return connection_create(sk);
@@ -57,14 +58,14 @@ static __always_inline void connection_identify(struct mesh_connection *conn, st
  * cgroup/connect4 and 6: connect() was called. A later connect() of the same socket starts a new connection. NULL: it is none of ours, or
  * there is no room for its state.
  */
-static __always_inline struct mesh_connection *connection_called(struct bpf_sock_addr *ctx)
+static __always_inline struct mesh_connection *connection_called(struct bpf_sock_addr *ctx, bool *again)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct mesh_connection *conn;
 
 	if (!sk || ctx->protocol != IPPROTO_TCP)
 		return NULL;
-	conn = connection_renew(sk);
+	conn = connection_renew(sk, again);
 	if (!conn)
 		return NULL;
 	owner_from_current(&conn->event.owner);
@@ -74,12 +75,12 @@ static __always_inline struct mesh_connection *connection_called(struct bpf_sock
 }
 
 /* BPF_SOCK_OPS_TCP_CONNECT_CB: tcp_connect() is about to build the SYN; ports and addresses are chosen. */
-static __always_inline void connection_connect(struct bpf_sock_ops *ctx)
+static __always_inline void connection_connect(const bool in_mesh, struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct mesh_connection *conn;
 	struct mesh_decided *decided;
-	bool called;
+	bool called, again;
 	__u64 now;
 
 	if (!sk)
@@ -89,8 +90,8 @@ static __always_inline void connection_connect(struct bpf_sock_ops *ctx)
 	/* Else no connect hook ran on this very socket: an MPTCP subflow, or we attached between the two hooks. */
 	called = conn && conn->phase == MESH_CALLED;
 	if (!called)
-		conn = connection_renew(sk);
-	decided = decided_find(sk, conn);
+		conn = connection_renew(sk, &again);
+	decided = decided_find(in_mesh, sk, conn);
 	decided_sent(decided);
 	if (!conn) {
 		stateless_begin(ctx, MESH_CLIENT);
@@ -114,7 +115,7 @@ static __always_inline void connection_connect(struct bpf_sock_ops *ctx)
  * BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB and BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB: the handshake is done. The passive one is an accepted
  * socket's, and with simultaneous open also that of one that connects.
  */
-static __always_inline void connection_established(struct bpf_sock_ops *ctx, bool passive)
+static __always_inline void connection_established(const bool in_mesh, struct bpf_sock_ops *ctx, bool passive)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct mesh_decided *decided;
@@ -127,7 +128,7 @@ static __always_inline void connection_established(struct bpf_sock_ops *ctx, boo
 		return;
 	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
 	now = bpf_ktime_get_ns();
-	decided = decided_find(sk, conn);
+	decided = decided_find(in_mesh, sk, conn);
 	decided_established(decided);
 	if (conn && conn->phase == MESH_CONNECTING) {
 		tells = MESH_TOLD_ATTEMPT | MESH_TOLD_ESTABLISHED;
@@ -145,7 +146,7 @@ static __always_inline void connection_established(struct bpf_sock_ops *ctx, boo
 			return;
 		}
 		connection_identify(conn, ctx, sk, MESH_SERVER);
-		decided = inbound_admitted(sk, conn);
+		decided = inbound_admitted(in_mesh, sk, conn);
 		conn->event.start_ns = now;
 		tells = MESH_TOLD_ESTABLISHED;
 		account_add(established[MESH_SERVER]);
@@ -174,8 +175,6 @@ static __always_inline void connection_listens(struct bpf_sock_ops *ctx, struct 
 	struct mesh_listen key;
 	struct sock *listener;
 
-	if (!mesh)
-		return;
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return;
@@ -187,16 +186,18 @@ static __always_inline void connection_listens(struct bpf_sock_ops *ctx, struct 
 }
 
 /* BPF_SOCK_OPS_TCP_LISTEN_CB, in the context of listen(): whose sockets the accepted ones will be. */
-static __always_inline void connection_listen(struct bpf_sock_ops *ctx)
+static __always_inline void connection_listen(const bool in_mesh, struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct mesh_connection *conn;
+	bool again;
 
 	if (!sk)
 		return;
 	stateless_forget(ctx);
-	connection_listens(ctx, sk);
-	conn = connection_renew(sk);
+	if (in_mesh)
+		connection_listens(ctx, sk);
+	conn = connection_renew(sk, &again);
 	if (conn)
 		owner_from_current(&conn->event.owner);
 }
@@ -246,7 +247,7 @@ static __always_inline void connection_fin(struct bpf_sock_ops *ctx)
 }
 
 /* BPF_SOCK_OPS_STATE_CB to TCP_CLOSE: every connection ends here, failed ones too, and a TIME_WAIT after it is another object. */
-static __always_inline void connection_close(struct bpf_sock_ops *ctx)
+static __always_inline void connection_close(const bool in_mesh, struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct mesh_told_close out;
@@ -261,7 +262,7 @@ static __always_inline void connection_close(struct bpf_sock_ops *ctx)
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return;
-	if (mesh && old_state == BPF_TCP_LISTEN) {
+	if (in_mesh && old_state == BPF_TCP_LISTEN) {
 		struct mesh_listen key;
 
 		listener_key(&key, &tp->inet_conn.icsk_inet.sk.__sk_common, bpf_get_netns_cookie(ctx));
@@ -269,7 +270,7 @@ static __always_inline void connection_close(struct bpf_sock_ops *ctx)
 		return;
 	}
 	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
-	decided = decided_find(sk, conn);
+	decided = decided_find(in_mesh, sk, conn);
 	decided_ended(decided, old_state != BPF_TCP_SYN_SENT && old_state != BPF_TCP_SYN_RECV);
 	if (conn) {
 		/* Another program asked for these callbacks, and mesh_state sees the end too. */
@@ -283,7 +284,7 @@ static __always_inline void connection_close(struct bpf_sock_ops *ctx)
 		out.close.event.flags |= MESH_DECIDED;
 		out.decision = decided->decision;
 	}
-	end_tell(&out, conn, tp, old_state);
+	end_tell(in_mesh, &out, conn, tp, old_state);
 }
 
 #endif

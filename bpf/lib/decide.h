@@ -42,13 +42,17 @@ struct decide_call {
 	__u32 source; /* class */
 	__u32 affinity;
 	__u8 reason; /* enum mesh_reason; MESH_OK: it may */
+	bool again; /* the socket has had a connect() before */
 };
 
 /* Who is at the other end, by his address, or because he listens in this network namespace. */
 static __always_inline __u32 decide_destination(struct bpf_sock_addr *ctx, const struct decide_call *call)
 {
-	__u32 found = identity_of_address(&call->dialled);
+	__u32 found;
 
+	if (!(mesh_has & MESH_HAS_POLICIES))
+		return 0;
+	found = identity_of_address(&call->dialled);
 	return found ? found : listener_find(bpf_get_netns_cookie(ctx), &call->dialled, call->port);
 }
 
@@ -62,7 +66,7 @@ static __always_inline void decide_where(struct bpf_sock_addr *ctx, struct decid
 
 	__builtin_memcpy(key.addr, call->dialled.addr, sizeof(key.addr));
 	pool = bpf_map_lookup_elem(&frontends, &key);
-	if (!pool) {
+	if (!pool && mesh_has & MESH_HAS_ANY_PORT) {
 		key.port = 0;
 		pool = bpf_map_lookup_elem(&frontends, &key);
 	}
@@ -157,7 +161,7 @@ static __always_inline void decide_within(struct decide_call *call, struct mesh_
 /* What was decided of the socket's last connection is not to be taken for this one's. */
 static __always_inline void decide_forget(struct bpf_sock *sk)
 {
-	struct mesh_decided *last = decided_find(sk, NULL);
+	struct mesh_decided *last = decided_find(true, sk, NULL);
 
 	if (!last)
 		return;
@@ -182,7 +186,7 @@ static __always_inline bool decide_keep(struct bpf_sock *sk, const struct decide
 	decided->limits[0] = call->limits[0];
 	decided->limits[1] = call->limits[1];
 	decided->source = call->source;
-	decided->holds = MESH_HOLDS_OPEN | MESH_HOLDS_CONNECTING;
+	decided->holds = call->limits[0] | call->limits[1] ? MESH_HOLDS_OPEN | MESH_HOLDS_CONNECTING : 0;
 	if (!backend)
 		return true;
 	load = bpf_map_lookup_elem(&loads, &backend);
@@ -203,19 +207,22 @@ static __always_inline __u8 decide(struct bpf_sock_addr *ctx, struct bpf_sock *s
 {
 	struct mesh_decision d = {};
 	struct mesh_workload *self;
-	__u64 start = bpf_ktime_get_ns();
 	struct mesh_address dialled = call->dialled;
 	__u32 who = decide_who(sk);
+	/* Read a moment ago, when the call was noted. */
+	__u64 start = conn ? conn->event.start_ns : bpf_ktime_get_ns();
 
-	decide_forget(sk);
+	/* A socket that is new to us has no past. */
+	if (!conn || call->again)
+		decide_forget(sk);
 	if (decide_is_agent())
 		return MESH_OK;
 	__builtin_memcpy(d.original_addr, dialled.addr, sizeof(dialled.addr));
 	d.original_port = call->port;
 	d.rule = MESH_NO_RULE;
 	d.dry_rule = MESH_NO_RULE;
-	self = bpf_map_lookup_elem(&workloads, &who);
-	if (who && self) {
+	self = who ? bpf_map_lookup_elem(&workloads, &who) : NULL;
+	if (self) {
 		if (self->flags & MESH_WORKLOAD_BYPASS)
 			return MESH_OK;
 		call->source = self->source;

@@ -7,9 +7,10 @@
 #include "limit.h"
 
 /* conn: NULL when there is no state, which says nothing about whether there was a decision. */
-static __always_inline struct mesh_decided *decided_find(struct bpf_sock *sk, const struct mesh_connection *conn)
+static __always_inline struct mesh_decided *decided_find(const bool in_mesh, struct bpf_sock *sk,
+							 const struct mesh_connection *conn)
 {
-	if (!mesh || (conn && !(conn->event.flags & MESH_DECIDED)))
+	if (!in_mesh || (conn && !(conn->event.flags & MESH_DECIDED)))
 		return NULL;
 	return bpf_sk_storage_get(&decisions, sk, NULL, 0);
 }
@@ -45,7 +46,7 @@ static __always_inline void decided_sent(struct mesh_decided *d)
 
 static __always_inline void decided_established(struct mesh_decided *d)
 {
-	if (d)
+	if (d && d->holds & MESH_HOLDS_CONNECTING)
 		decided_give(d, MESH_HOLDS_CONNECTING);
 }
 

@@ -93,9 +93,9 @@ static __always_inline void emit_event(struct mesh_connection *conn, const struc
 }
 
 /* Whether user space gets it. Its size makes one call with a copy in the kernel cheaper than filling in what was reserved. */
-static __always_inline bool emit_close(struct mesh_told_close *out)
+static __always_inline bool emit_close(const bool in_mesh, struct mesh_told_close *out)
 {
-	__u64 size = mesh && out->close.event.flags & MESH_DECIDED ? sizeof(*out) : sizeof(out->close);
+	__u64 size = in_mesh && out->close.event.flags & MESH_DECIDED ? sizeof(*out) : sizeof(out->close);
 
 	if (silent & 1U << MESH_CLOSE) {
 		account_add(sampled_out[MESH_CLOSE]);

@@ -33,9 +33,17 @@ static __always_inline bool end_begin(struct mesh_connection *conn, struct mesh_
 	return true;
 }
 
+static __always_inline void end_lost(const bool in_mesh, const struct mesh_told_close *out)
+{
+	if (in_mesh && out->close.event.flags & MESH_DECIDED)
+		lost_add(&out->close, out->decision.service, out->decision.destination);
+	else
+		lost_add(&out->close, 0, 0);
+}
+
 /* Tells the end of a connection whose event is filled in, its decision with it if the flag is set. conn: NULL when there is no state. */
-static __always_inline void end_tell(struct mesh_told_close *out, struct mesh_connection *conn, struct tcp_sock *tp,
-				     __u8 old_state)
+static __always_inline void end_tell(const bool in_mesh, struct mesh_told_close *out, struct mesh_connection *conn,
+				     struct tcp_sock *tp, __u8 old_state)
 {
 	struct mesh_close_event *close = &out->close;
 	struct sock *sk = &tp->inet_conn.icsk_inet.sk;
@@ -44,7 +52,10 @@ static __always_inline void end_tell(struct mesh_told_close *out, struct mesh_co
 	close->reserved = 0;
 	close->event.kind = MESH_CLOSE;
 	close->event.old_state = old_state;
-	close->event.reason = reason_of_close(conn, tp, close->event.established_ns != 0, old_state);
+	if (in_mesh && conn && conn->event.flags & MESH_REVOKED)
+		close->event.reason = MESH_DENIED;
+	else
+		close->event.reason = reason_of_close(conn, tp, close->event.established_ns != 0, old_state);
 	totals_read(close, tp, old_state);
 	end_account(&close->event);
 	if (conn) {
@@ -55,9 +66,8 @@ static __always_inline void end_tell(struct mesh_told_close *out, struct mesh_co
 		close->reported_retransmits = __sync_lock_test_and_set(&conn->reported_retransmits, MESH_REPORTED_ALL_32);
 		close->reported_syn_retransmits = __sync_lock_test_and_set(&conn->reported_syn_retransmits, MESH_REPORTED_ALL_32);
 	}
-	if (!emit_close(out))
-		lost_add(close, close->event.flags & MESH_DECIDED ? out->decision.service : 0,
-			 close->event.flags & MESH_DECIDED ? out->decision.destination : 0);
+	if (!emit_close(in_mesh, out))
+		end_lost(in_mesh, out);
 }
 
 #endif

@@ -7,8 +7,22 @@
 #include "bits.h"
 #include "cgroup.h"
 
-/* Whether there is a mesh. Set at load: without one the verifier leaves all of this out. */
+/*
+ * Whether there is a mesh. Set at load: without one the verifier leaves programs of a mesh empty. The hooks that there are with and without one have
+ * a program for either (in_mesh is a constant to the compiler), so that who has no mesh does not pay for one by an instruction.
+ */
 const volatile bool mesh = false;
+
+/*
+ * What the mesh has, so that nothing is looked for that is not there. Set by user space before the first of it can be found, and cleared after the last
+ * is gone, also while programs run.
+ */
+volatile __u32 mesh_has;
+
+enum mesh_has {
+	MESH_HAS_POLICIES = 1, /* workloads with a policy set: only for these it matters who is at the other end */
+	MESH_HAS_ANY_PORT = 2, /* frontends with port 0 */
+};
 
 /* Depths below the root, as bits, at which `cgroups` has entries. Set by user space before an entry is there, also while programs run. */
 volatile __u64 cgroup_levels;

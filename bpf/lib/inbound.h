@@ -101,13 +101,14 @@ static __always_inline void inbound_admit(const struct mesh_ticket *ticket, cons
 }
 
 /* PASSIVE_ESTABLISHED_CB: what was said of the SYN stays with the socket, for its line, and for who revokes it. */
-static __always_inline struct mesh_decided *inbound_admitted(struct bpf_sock *sk, struct mesh_connection *conn)
+static __always_inline struct mesh_decided *inbound_admitted(const bool in_mesh, struct bpf_sock *sk,
+							     struct mesh_connection *conn)
 {
 	struct mesh_ticket ticket = {.client_port = conn->event.peer_port, .server_port = conn->event.local_port};
 	struct mesh_admission *admission;
 	struct mesh_decided *d;
 
-	if (!mesh)
+	if (!in_mesh)
 		return NULL;
 	__builtin_memcpy(ticket.client_addr, conn->event.peer_addr, sizeof(ticket.client_addr));
 	__builtin_memcpy(ticket.server_addr, conn->event.local_addr, sizeof(ticket.server_addr));

@@ -54,8 +54,6 @@ static __always_inline __u8 reason_of_close(const struct mesh_connection *conn, 
 	unsigned long sk_flags = sk->__sk_common.skc_flags;
 	__u32 err = sk->sk_err;
 
-	if (conn && conn->event.flags & MESH_REVOKED)
-		return MESH_DENIED;
 	/*
 	 * First what leaves no doubt: both FINs are there and ours is acknowledged. An error can stand in sk_err all the same, from an
 	 * ICMP message that the process asked for (IP_RECVERR) and did not read.

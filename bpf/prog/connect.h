@@ -15,15 +15,12 @@ static __always_inline int connect_refuse(__u8 reason)
 	return 0;
 }
 
-/* 1 lets the connect go on, to where the context says then. */
-SEC("cgroup/connect4")
-int mesh_connect4(struct bpf_sock_addr *ctx)
+static __always_inline int connect_decide4(struct bpf_sock_addr *ctx, struct mesh_connection *conn, bool again)
 {
-	struct mesh_connection *conn = connection_called(ctx);
+	struct decide_call call = {.again = again};
 	struct bpf_sock *sk = ctx->sk;
-	struct decide_call call = {};
 
-	if (!mesh || !sk || ctx->protocol != IPPROTO_TCP)
+	if (!sk || ctx->protocol != IPPROTO_TCP)
 		return 1;
 	address_from_v4(call.dialled.addr, ctx->user_ip4);
 	call.port = bpf_ntohs(ctx->user_port);
@@ -34,15 +31,13 @@ int mesh_connect4(struct bpf_sock_addr *ctx)
 	return 1;
 }
 
-SEC("cgroup/connect6")
-int mesh_connect6(struct bpf_sock_addr *ctx)
+static __always_inline int connect_decide6(struct bpf_sock_addr *ctx, struct mesh_connection *conn, bool again)
 {
-	struct mesh_connection *conn = connection_called(ctx);
-	struct bpf_sock *sk = ctx->sk;
-	struct decide_call call = {};
+	struct decide_call call = {.again = again};
 	__u32 *word = (__u32 *)call.dialled.addr;
+	struct bpf_sock *sk = ctx->sk;
 
-	if (!mesh || !sk || ctx->protocol != IPPROTO_TCP)
+	if (!sk || ctx->protocol != IPPROTO_TCP)
 		return 1;
 	word[0] = ctx->user_ip6[0];
 	word[1] = ctx->user_ip6[1];
@@ -59,6 +54,50 @@ int mesh_connect6(struct bpf_sock_addr *ctx)
 	return 1;
 }
 
+/* 1 lets the connect go on: to where the caller wanted. */
+SEC("cgroup/connect4")
+int mesh_connect4(struct bpf_sock_addr *ctx)
+{
+	bool again;
+
+	connection_called(ctx, &again);
+	return 1;
+}
+
+SEC("cgroup/connect6")
+int mesh_connect6(struct bpf_sock_addr *ctx)
+{
+	bool again;
+
+	connection_called(ctx, &again);
+	return 1;
+}
+
+/* 1 lets the connect go on: to where the context says then. */
+SEC("cgroup/connect4")
+int mesh_connect4_in_mesh(struct bpf_sock_addr *ctx)
+{
+	bool again = false;
+	struct mesh_connection *conn;
+
+	if (!mesh)
+		return 1;
+	conn = connection_called(ctx, &again);
+	return connect_decide4(ctx, conn, again);
+}
+
+SEC("cgroup/connect6")
+int mesh_connect6_in_mesh(struct bpf_sock_addr *ctx)
+{
+	bool again = false;
+	struct mesh_connection *conn;
+
+	if (!mesh)
+		return 1;
+	conn = connection_called(ctx, &again);
+	return connect_decide6(ctx, conn, again);
+}
+
 /* getpeername() says what was dialled. The next two are attached only while there is a mesh, as are mesh_create and mesh_release. */
 static __always_inline const struct mesh_decision *peername_decision(struct bpf_sock_addr *ctx)
 {
@@ -67,7 +106,7 @@ static __always_inline const struct mesh_decision *peername_decision(struct bpf_
 
 	if (!sk || ctx->protocol != IPPROTO_TCP)
 		return NULL;
-	d = decided_find(sk, NULL);
+	d = decided_find(true, sk, NULL);
 	/* One that was given up, or is over, has been another's address since. */
 	return d && d->decision.service && d->holds & MESH_HOLDS_IN_FLIGHT ? &d->decision : NULL;
 }
@@ -128,7 +167,7 @@ SEC("cgroup/sock_release")
 int mesh_release(struct bpf_sock *ctx)
 {
 	if (ctx->protocol == IPPROTO_TCP)
-		decided_abandoned(decided_find(ctx, NULL));
+		decided_abandoned(decided_find(true, ctx, NULL));
 	return 1;
 }
 

@@ -9,31 +9,42 @@
  * business (TIMEOUT_INIT, RWND_INIT, NEEDS_ECN, BASE_RTT): they leave at once, with the reply as they found it, which means
  * "the kernel's own value" to all of them.
  */
-SEC("sockops")
-int mesh_sockops(struct bpf_sock_ops *ctx)
+static __always_inline int sockops(const bool in_mesh, struct bpf_sock_ops *ctx)
 {
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
-		connection_connect(ctx);
+		connection_connect(in_mesh, ctx);
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-		connection_established(ctx, ctx->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB);
+		connection_established(in_mesh, ctx, ctx->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB);
 		break;
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
-		connection_listen(ctx);
+		connection_listen(in_mesh, ctx);
 		break;
 	case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
 		connection_segment(ctx);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
 		if (ctx->args[1] == BPF_TCP_CLOSE)
-			connection_close(ctx);
+			connection_close(in_mesh, ctx);
 		else if (ctx->args[1] == BPF_TCP_FIN_WAIT1)
 			connection_fin(ctx);
 		break;
 	}
 	return 1;
+}
+
+SEC("sockops")
+int mesh_sockops(struct bpf_sock_ops *ctx)
+{
+	return sockops(false, ctx);
+}
+
+SEC("sockops")
+int mesh_sockops_in_mesh(struct bpf_sock_ops *ctx)
+{
+	return mesh ? sockops(true, ctx) : 1;
 }
 
 #endif

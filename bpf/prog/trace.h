@@ -30,7 +30,7 @@ int mesh_state(__u64 *args) /* sk, old state, new state */
 	if (!end_begin(conn, &out.close))
 		return 0;
 	out.close.event.event_ns = bpf_ktime_get_ns();
-	end_tell(&out, conn, tp, args[1]);
+	end_tell(false, &out, conn, tp, args[1]);
 	return 0;
 }
 

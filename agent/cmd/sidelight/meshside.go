@@ -96,7 +96,7 @@ func (m *meshSide) fill(d *datapath.Datapath, cgroup datapath.Cgroup, c *config.
 		return err
 	}
 	if m.reconciler, err = maps.NewReconciler(&m.kernel.Maps, maps.Options{
-		Sizes: sizesOf(c), Resolve: cgroup.Resolve, SetLevels: d.SetLevels,
+		Sizes: sizesOf(c), Resolve: cgroup.Resolve, SetLevels: d.SetLevels, SetHas: d.SetHas,
 	}); err != nil {
 		return err
 	}
