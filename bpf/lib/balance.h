@@ -15,10 +15,13 @@ static __always_inline __u64 balance_slot(__u32 index)
 /* Alias method (Vose): one of `size` pairs, then one of the two; any weights, exactly. */
 static __always_inline __u32 balance_random(const struct mesh_table *table)
 {
-	__u32 pair = table->first_slot + 2 * (__u32)((__u64)bpf_get_prandom_u32() * table->size >> 32);
-	__u64 slot = balance_slot(pair);
-	__u32 threshold = slot >> 32;
+	__u32 pair = table->first_slot, threshold;
+	__u64 slot;
 
+	if (table->size > 1)
+		pair += 2 * (__u32)((__u64)bpf_get_prandom_u32() * table->size >> 32);
+	slot = balance_slot(pair);
+	threshold = slot >> 32;
 	if (threshold == ~0U || bpf_get_prandom_u32() < threshold)
 		return slot;
 	return balance_slot(pair + 1);

@@ -29,7 +29,7 @@ static __always_inline bool decide_is_agent(void)
 /* The process's cgroup, but its socket's where the socket says: a process that moves takes no socket along. */
 static __always_inline __u32 decide_who(struct bpf_sock *sk)
 {
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct tcp_sock *tp = cgroup_levels ? bpf_skc_to_tcp_sock(sk) : NULL;
 
 	return tp ? identity_of_cgroup(tp->inet_conn.icsk_inet.sk.sk_cgrp_data.cgroup) : 0;
 }

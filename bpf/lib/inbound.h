@@ -108,7 +108,7 @@ static __always_inline struct mesh_decided *inbound_admitted(const bool in_mesh,
 	struct mesh_admission *admission;
 	struct mesh_decided *d;
 
-	if (!in_mesh)
+	if (!in_mesh || !(mesh_has & MESH_HAS_POLICIES))
 		return NULL;
 	__builtin_memcpy(ticket.client_addr, conn->event.peer_addr, sizeof(ticket.client_addr));
 	__builtin_memcpy(ticket.server_addr, conn->event.local_addr, sizeof(ticket.server_addr));
