@@ -25,17 +25,17 @@ func TestMeshRivals(t *testing.T) {
 		return policyYAML("p", ofShop+"action: DENY, rules: [{from: [{source: {identities: ["+identity+"]}}]}]")
 	}
 
-	t.Run("a service without endpoints does not fall through to its address", func(t *testing.T) {
+	t.Run("a service without endpoints does not fall through to its address", func(*testing.T) {
 		// Somebody listens at the service's own address.
 		w.change(shopMesh() + strings.ReplaceAll(serviceYAML("empty", 9, ""), "10.96.0.9", "127.0.1.9"))
 		w.expect("no endpoint", dial(web, "127.0.1.9:80", 5), nil, only("ECONNREFUSED", 5))
 	})
-	t.Run("strict locality is strict", func(t *testing.T) {
+	t.Run("strict locality is strict", func(*testing.T) {
 		far := endpointsYAML("far", ", locality: {region: elsewhere}")
 		w.change(shopMesh() + strings.ReplaceAll(serviceYAML("far", 9, ", loadBalancing: {locality: strict, scope: region}"), "10.96.0.9", "127.0.1.9") + far)
 		w.expect("nobody is near", dial(web, "127.0.1.9:80", 5), nil, only("ECONNREFUSED", 5))
 	})
-	t.Run("a dual-stack endpoint has both of its addresses", func(t *testing.T) {
+	t.Run("a dual-stack endpoint has both of its addresses", func(*testing.T) {
 		w.change(shopMesh())
 		w.expect("IPv4", dial(web, serviceV4(1)+":80", 5), only(serverV4(1), 5), nil)
 		w.expect("IPv6", dial(web, "["+serviceV6(1)+"]:80", 5), only(serverV6(1), 5), nil)

@@ -59,6 +59,11 @@ func TestReadmeCommands(t *testing.T) {
 				if !strings.Contains(out, "The account closes: every connection is accounted for.") {
 					t.Errorf("got: %s", out)
 				}
+			case command == "make demo DEMO_FLAGS=--mesh":
+				out := runIn(t, root, "make", "demo", "DEMO_FLAGS=--mesh --duration 12s")
+				if !strings.Contains(out, "The account closes: every connection is accounted for.") || strings.Contains(out, "\n  no ") {
+					t.Errorf("got: %s", out)
+				}
 			case command == "./bin/sidelight check":
 				out := runIn(t, root, program, "check")
 				if strings.Contains(out, "\nNO ") || !strings.Contains(out, "programs pass this kernel's verifier") {
