@@ -12,7 +12,7 @@
 
 /*
  * The agent, by its process id in the initial namespace: its health checks go to endpoints, whatever policies say of it. 0: unknown. Set by it when it
- * attaches, cleared when it detaches.
+ * attaches; the links of these programs end with it.
  */
 volatile __u32 agent_pid;
 
@@ -26,7 +26,7 @@ static __always_inline bool decide_is_agent(void)
 	return task->tgid == (int)agent_pid;
 }
 
-/* The process's cgroup, but its socket's where the socket says: a process that moves takes no socket along. */
+/* By the cgroup of the socket, which is where the process was when it made it: a process that moves takes no socket along. */
 static __always_inline __u32 decide_who(struct bpf_sock *sk)
 {
 	struct tcp_sock *tp = cgroup_levels ? bpf_skc_to_tcp_sock(sk) : NULL;
@@ -138,20 +138,23 @@ static __always_inline void decide_whether(struct bpf_sock *sk, struct decide_ca
 		call->reason = MESH_DENIED;
 }
 
-/* Takes of both limits, or of neither. */
+/*
+ * Takes of both limits, or of neither; but a token of the caller's own that was taken is gone. The caller's own comes first: who is over it costs the service
+ * nothing.
+ */
 static __always_inline void decide_within(struct decide_call *call, struct mesh_decision *d, __u64 now)
 {
 	__u32 bound = 0;
 
-	if (call->limits[0]) {
-		call->reason = limit_take(call->limits[0], now, &bound);
-		d->limit = call->limits[0];
-	}
-	if (call->reason == MESH_OK && call->limits[1]) {
+	if (call->limits[1]) {
 		call->reason = limit_take(call->limits[1], now, &bound);
 		d->limit = call->limits[1];
+	}
+	if (call->reason == MESH_OK && call->limits[0]) {
+		call->reason = limit_take(call->limits[0], now, &bound);
+		d->limit = call->limits[0];
 		if (call->reason != MESH_OK)
-			limit_give(call->limits[0], MESH_HOLDS_OPEN | MESH_HOLDS_CONNECTING);
+			limit_give(call->limits[1], MESH_HOLDS_OPEN | MESH_HOLDS_CONNECTING);
 	}
 	d->limit_value = bound;
 	if (call->reason == MESH_OK)
@@ -198,6 +201,27 @@ static __always_inline bool decide_keep(struct bpf_sock *sk, const struct decide
 	return true;
 }
 
+static __always_inline void decide_refuse(struct bpf_sock_addr *ctx, struct bpf_sock *sk, __u8 reason,
+					  const struct mesh_decision *d, __u64 start)
+{
+	struct mesh_event event = {
+		.role = MESH_CLIENT,
+		.reason = reason,
+		.peer_port = d->original_port,
+		.flags = REFUSE_FLAGS,
+		.cookie = bpf_get_socket_cookie(ctx),
+		.start_ns = start,
+		.event_ns = start + d->decision_ns,
+	};
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+
+	if (tp)
+		event.cgroup_id = cgroup_id_of(&tp->inet_conn.icsk_inet.sk);
+	__builtin_memcpy(event.peer_addr, d->original_addr, sizeof(event.peer_addr));
+	owner_from_current(&event.owner);
+	refuse_tell(&event, d);
+}
+
 /*
  * The whole decision. call: where to, and then where really. The result is MESH_OK, or why it is refused; conn may be NULL, when there was no
  * room for it.
@@ -207,7 +231,6 @@ static __always_inline __u8 decide(struct bpf_sock_addr *ctx, struct bpf_sock *s
 {
 	struct mesh_decision d = {};
 	struct mesh_workload *self;
-	struct mesh_address dialled = call->dialled;
 	__u32 who = decide_who(sk);
 	/* Read a moment ago, when the call was noted. */
 	__u64 start = conn ? conn->event.start_ns : bpf_ktime_get_ns();
@@ -217,7 +240,7 @@ static __always_inline __u8 decide(struct bpf_sock_addr *ctx, struct bpf_sock *s
 		decide_forget(sk);
 	if (decide_is_agent())
 		return MESH_OK;
-	__builtin_memcpy(d.original_addr, dialled.addr, sizeof(dialled.addr));
+	__builtin_memcpy(d.original_addr, call->dialled.addr, sizeof(d.original_addr));
 	d.original_port = call->port;
 	d.rule = MESH_NO_RULE;
 	d.dry_rule = MESH_NO_RULE;
@@ -247,24 +270,7 @@ static __always_inline __u8 decide(struct bpf_sock_addr *ctx, struct bpf_sock *s
 		call->reason = MESH_OTHER;
 	}
 	d.decision_ns = bpf_ktime_get_ns() - start;
-	{
-		struct mesh_event event = {
-			.role = MESH_CLIENT,
-			.reason = call->reason,
-			.peer_port = d.original_port,
-			.flags = REFUSE_FLAGS,
-			.cookie = bpf_get_socket_cookie(ctx),
-			.start_ns = start,
-			.event_ns = start + d.decision_ns,
-		};
-		struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-
-		if (tp)
-			event.cgroup_id = cgroup_id_of(&tp->inet_conn.icsk_inet.sk);
-		__builtin_memcpy(event.peer_addr, dialled.addr, sizeof(event.peer_addr));
-		owner_from_current(&event.owner);
-		refuse_tell(&event, &d);
-	}
+	decide_refuse(ctx, sk, call->reason, &d, start);
 	return call->reason;
 }
 

@@ -354,7 +354,8 @@ func TestMeshLimits(t *testing.T) {
 	w.servers("server", serverV4(1), serverV6(1))
 	w.run(serviceYAML("few", 1, ", limits: {maxConnections: 50}") + endpointsYAML("few", "") +
 		serviceYAML("slow", 2, ", limits: {connectionsPerSecond: 1, burst: 20}") + endpointsYAML("slow", "") +
-		serviceYAML("plain", 3, "") + endpointsYAML("plain", "") + `---
+		serviceYAML("plain", 3, "") + endpointsYAML("plain", "") +
+		serviceYAML("tokens", 4, ", limits: {connectionsPerSecond: 1, burst: 20}") + endpointsYAML("tokens", "") + `---
 apiVersion: sidelight.io/v1alpha1
 kind: Workload
 metadata: {name: other, namespace: demo}
@@ -375,6 +376,12 @@ spec: {cgroup: CGROUP/other, limits: {maxConnections: 7}}
 	}
 	w.expect("workload", other.do(meshOrder{To: to(serviceV4(3), 80), Count: 20, Workers: 20, Hold: true}), only(serverV4(1), 7), only("ECONNREFUSED", 13))
 	w.expect("workload, without a service", other.do(meshOrder{To: netip.MustParseAddrPort(serverV4(1)), Count: 1}), nil, only("ECONNREFUSED", 1))
+	// Who is over its own limit costs a service nothing: its tokens are all there for others.
+	w.expect("over its own limit", other.do(meshOrder{To: to(serviceV4(4), 80), Count: 30, Workers: 30}), nil, only("ECONNREFUSED", 30))
+	if got := c.do(meshOrder{To: to(serviceV4(4), 80), Count: 20, Workers: 20}); got.Answers[serverV4(1)] != 20 {
+		t.Errorf("a service's tokens: %v and errors %v, want 20", got.Answers, got.Errors)
+	}
+	c.do(meshOrder{Release: true})
 	other.do(meshOrder{Release: true})
 	w.finish()
 	limits := make(map[string]int)
@@ -384,7 +391,7 @@ spec: {cgroup: CGROUP/other, limits: {maxConnections: 7}}
 		}
 	}
 	rejected := got.Errors["ECONNREFUSED"]
-	want := map[string]int{"service demo/few circuit_open 50": 3 * 155, "service demo/slow rate_limited 1": rejected, "workload demo/other circuit_open 7": 14}
+	want := map[string]int{"service demo/few circuit_open 50": 3 * 155, "service demo/slow rate_limited 1": rejected, "workload demo/other circuit_open 7": 44}
 	if !maps.Equal(limits, want) {
 		t.Errorf("lines of limits:\n%s\nwant\n%s", listed(limits), listed(want))
 	}
