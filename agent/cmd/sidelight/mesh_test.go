@@ -466,3 +466,61 @@ func readMeshLines(t *testing.T, file string) []meshLine {
 	}
 	return lines
 }
+
+// TestMeshConnecting bounds connects that nobody answers: of n exactly n are under way.
+func TestMeshConnecting(t *testing.T) {
+	w := newMeshWorld(t, "client")
+	// A link without anybody at its other end: SYNs wait for a neighbour that does not come.
+	h, err := netlink.NewHandleAt(w.ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	other := newNamespace(t)
+	if err := h.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "wire"}, PeerName: "wire", PeerNamespace: netlink.NsFd(other)}); err != nil {
+		t.Fatal(err)
+	}
+	peer, err := netlink.NewHandleAt(other, unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	for _, end := range []*netlink.Handle{h, peer} {
+		l, err := end.LinkByName("wire")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := end.LinkSetUp(l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.addresses("wire", "198.51.100.1/24")
+	w.run(`apiVersion: sidelight.io/v1alpha1
+kind: Service
+metadata: {name: silent, namespace: demo}
+spec: {addresses: [10.96.0.1], ports: [{port: 80}], limits: {maxConnecting: 5}}
+---
+apiVersion: sidelight.io/v1alpha1
+kind: Endpoint
+metadata: {name: silent-1, namespace: demo}
+spec: {service: silent, addresses: [198.51.100.77]}
+`)
+	c := startCaller(t, w.ns, w.dir("client"))
+	for round := range 3 {
+		var fds []int
+		for range 5 {
+			fd := c.tcp(to(serviceV4(1), 80))
+			c.call("nonblock", fd, 1)
+			c.fails("EINPROGRESS", "connect", fd, to(serviceV4(1), 80))
+			fds = append(fds, fd)
+		}
+		late := c.tcp(to(serviceV4(1), 80))
+		c.fails("ECONNREFUSED", "connect", late, to(serviceV4(1), 80))
+		c.close(append(fds, late)...)
+		w.idle()
+		if t.Failed() {
+			t.Fatalf("in round %d", round)
+		}
+	}
+	w.finish()
+}

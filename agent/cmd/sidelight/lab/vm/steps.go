@@ -51,7 +51,7 @@ func steps(patience int) []step {
 			"TestFastOpen", "TestMPTCP", "TestLongStream", "TestReasonOfOrderlyEnds",
 			"TestMeshServices", "TestMeshBalancers", "TestMeshLimits", "TestMeshLeaks", "TestMeshPolicies", "TestMeshRevocation", "TestMeshHostile",
 			"TestMeshBypass", "TestMeshLocality", "TestMeshPriority", "TestMeshOutliers", "TestMeshHealthChecks", "TestMeshDraining", "TestMeshReload",
-			"TestMeshCgroupsLater", "TestMeshHammer", "TestMeshListeners", "TestMeshRivals", "TestMeshSums",
+			"TestMeshCgroupsLater", "TestMeshHammer", "TestMeshListeners", "TestMeshRivals", "TestMeshSums", "TestMeshConnecting",
 		}, env: []string{"SIDELIGHT_TEST_PATIENCE=" + strconv.Itoa(patience)}},
 	}
 	for i, s := range all {
