@@ -97,6 +97,7 @@ const (
 	CutTag         = meshVarCutTag
 	AgentPID       = meshVarAgentPid
 	MeshHas        = meshVarMeshHas
+	RefuseBytes    = meshVarRefuseBytes
 	LookupNetns    = meshVarLookupNetns
 )
 

@@ -277,7 +277,7 @@ struct {
 /* Where somebody listens. */
 struct mesh_listen {
 	__u64 netns; /* its cookie */
-	__u8 addr[16]; /* all zero: any, of both families */
+	__u8 addr[16]; /* ::ffff:0.0.0.0: any of IPv4; all zero: any of IPv6, and of IPv4 unless the socket is for IPv6 only */
 	__u32 port; /* host byte order */
 	__u32 reserved;
 };

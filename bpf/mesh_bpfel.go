@@ -433,6 +433,7 @@ const (
 	meshVarMeshWorkload        = "mesh_workload_"
 	meshVarMeshWorkloadFlags   = "mesh_workload_flags_"
 	meshVarReaderAsleep        = "reader_asleep"
+	meshVarRefuseBytes         = "refuse_bytes"
 	meshVarSilent              = "silent"
 	meshVarSweepAll            = "sweep_all"
 	meshVarWakeupBytes         = "wakeup_bytes"
@@ -573,6 +574,7 @@ type meshVariableSpecs struct {
 	MeshWorkload      *ebpf.VariableSpec `ebpf:"mesh_workload_"`
 	MeshWorkloadFlags *ebpf.VariableSpec `ebpf:"mesh_workload_flags_"`
 	ReaderAsleep      *ebpf.VariableSpec `ebpf:"reader_asleep"`
+	RefuseBytes       *ebpf.VariableSpec `ebpf:"refuse_bytes"`
 	Silent            *ebpf.VariableSpec `ebpf:"silent"`
 	SweepAll          *ebpf.VariableSpec `ebpf:"sweep_all"`
 	WakeupBytes       *ebpf.VariableSpec `ebpf:"wakeup_bytes"`
@@ -700,6 +702,7 @@ type meshVariables struct {
 	MeshWorkload      *ebpf.Variable `ebpf:"mesh_workload_"`
 	MeshWorkloadFlags *ebpf.Variable `ebpf:"mesh_workload_flags_"`
 	ReaderAsleep      *ebpf.Variable `ebpf:"reader_asleep"`
+	RefuseBytes       *ebpf.Variable `ebpf:"refuse_bytes"`
 	Silent            *ebpf.Variable `ebpf:"silent"`
 	SweepAll          *ebpf.Variable `ebpf:"sweep_all"`
 	WakeupBytes       *ebpf.Variable `ebpf:"wakeup_bytes"`

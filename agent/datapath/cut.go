@@ -42,6 +42,6 @@ func (d *Datapath) cut(what Cut, denied uint32) error {
 		return fmt.Errorf("attach iterator over TCP sockets: %w", err)
 	}
 	defer iterator.Close()
-	all, err := namespacesOf(d.cgroup.Dir)
+	all, err := namespacesOf(d.cgroup.Dir, func(uint64) bool { return false })
 	return errors.Join(err, inNamespaces(iterator, all))
 }

@@ -203,11 +203,10 @@ func (d *Datapath) GuardNamespaces() (int, error) {
 	if !d.mesh.on || d.mesh.lookups == nil {
 		return 0, nil
 	}
-	all, err := namespacesOf(d.cgroup.Dir)
+	all, err := namespacesOf(d.cgroup.Dir, func(inode uint64) bool { return d.mesh.lookups[inode] != nil })
 	errs := []error{err}
 	for inode, ns := range all {
-		if d.mesh.lookups[inode] != nil {
-			ns.Close()
+		if ns == nil {
 			continue
 		}
 		l, err := d.mesh.guard(ns)
@@ -217,8 +216,11 @@ func (d *Datapath) GuardNamespaces() (int, error) {
 		}
 		d.mesh.lookups[inode] = l
 	}
+	if err != nil { // what was not found may be there all the same
+		return len(d.mesh.lookups), errors.Join(errs...)
+	}
 	for inode, l := range d.mesh.lookups {
-		if all[inode] == nil {
+		if _, found := all[inode]; !found {
 			errs = append(errs, l.close())
 			delete(d.mesh.lookups, inode)
 		}
@@ -226,34 +228,64 @@ func (d *Datapath) GuardNamespaces() (int, error) {
 	return len(d.mesh.lookups), errors.Join(errs...)
 }
 
-// namespacesOf opens the network namespaces of the processes in a cgroup and below it, by inode. Threads that are elsewhere than their process are
-// not looked for. The error is the first of a process that does exist; the others are found all the same.
-func namespacesOf(cgroup string) (map[uint64]*os.File, error) {
+// Unguard takes that program off everywhere, until GuardNamespaces is called again. Safe for concurrent use.
+func (d *Datapath) Unguard() error {
+	d.mesh.mu.Lock()
+	defer d.mesh.mu.Unlock()
+	var errs []error
+	for inode, l := range d.mesh.lookups {
+		errs = append(errs, l.close())
+		delete(d.mesh.lookups, inode)
+	}
+	return errors.Join(errs...)
+}
+
+// namespacesOf opens the network namespaces of the processes in a cgroup and below it, by inode; those that are known are nil. Threads that are elsewhere
+// than their process are not looked for. The error is the first of a process or a cgroup that does exist; the others are found all the same.
+func namespacesOf(cgroup string, known func(inode uint64) bool) (map[uint64]*os.File, error) {
 	found := make(map[uint64]*os.File)
 	var failed error
-	// What ends meanwhile is no loss.
-	_ = filepath.WalkDir(cgroup, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || !entry.IsDir() {
-			return nil //nolint:nilerr // see above
+	fail := func(what string, err error) {
+		// What ends meanwhile is no loss; and a threaded cgroup has its processes in the domain above.
+		gone := errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EOPNOTSUPP)
+		if err != nil && !gone && failed == nil {
+			failed = fmt.Errorf("find network namespaces of %s: %w; nobody judges who connects to what is in them", what, err)
 		}
-		processes, _ := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+	}
+	walkErr := filepath.WalkDir(cgroup, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			fail(path, err)
+			return nil
+		}
+		if !entry.IsDir() {
+			return nil
+		}
+		processes, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+		fail(path, err)
 		for pid := range strings.FieldsSeq(string(processes)) {
 			ns := "/proc/" + pid + "/ns/net"
 			var stat unix.Stat_t
-			err := unix.Stat(ns, &stat)
-			if err == nil && found[stat.Ino] == nil {
-				var f *os.File
-				if f, err = os.Open(ns); err == nil {
-					found[stat.Ino] = f
-				}
+			if err := unix.Stat(ns, &stat); err != nil {
+				fail("process "+pid, err)
+				continue
 			}
-			if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) && failed == nil {
-				failed = fmt.Errorf("find network namespace of process %s: %w; nobody judges who connects to it there", pid, err)
+			if _, have := found[stat.Ino]; have {
+				continue
 			}
+			if known(stat.Ino) {
+				found[stat.Ino] = nil
+				continue
+			}
+			f, err := os.Open(ns)
+			if err != nil {
+				fail("process "+pid, err)
+				continue
+			}
+			found[stat.Ino] = f
 		}
 		return nil
 	})
-	return found, failed
+	return found, errors.Join(failed, walkErr)
 }
 
 func (l *lookup) close() error {
@@ -279,6 +311,9 @@ func (d *Datapath) AdoptListeners() error {
 	return d.adoptOwners()
 }
 
+// stickyRefs keep an entry for good: ADOPTED_REFS of bpf/lib/adopt.h.
+const stickyRefs = 1 << 30
+
 // ReapListeners deletes what nobody listens at any more, and counts what each workload has. Not safe for concurrent use.
 func (d *Datapath) ReapListeners() error {
 	if !d.mesh.on {
@@ -302,7 +337,11 @@ func (d *Datapath) ReapListeners() error {
 	for _, key := range gone {
 		err := d.objects.Listeners.LookupAndDelete(&key, &value)
 		if err == nil && value.Refs != 0 { // taken up again meanwhile: see bpf/lib/listener.h
-			err = d.objects.Listeners.Update(&key, &value, ebpf.UpdateNoExist)
+			if err = d.objects.Listeners.Update(&key, &value, ebpf.UpdateNoExist); errors.Is(err, ebpf.ErrKeyExist) {
+				// And made anew besides: whose refs these are cannot be told apart any more, so it stays.
+				value.Refs = stickyRefs
+				err = d.objects.Listeners.Update(&key, &value, ebpf.UpdateExist)
+			}
 		}
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) && !errors.Is(err, ebpf.ErrKeyExist) {
 			return fmt.Errorf("delete a listener: %w", err)

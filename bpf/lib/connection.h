@@ -93,6 +93,8 @@ static __always_inline void connection_connect(const bool in_mesh, struct bpf_so
 		conn = connection_renew(sk, &again);
 	decided = decided_find(in_mesh, sk, conn);
 	decided_sent(decided);
+	if (in_mesh && mesh_has & MESH_HAS_POLICIES)
+		inbound_announce(decided, sk);
 	if (!conn) {
 		stateless_begin(ctx, MESH_CLIENT);
 		return;
@@ -103,7 +105,6 @@ static __always_inline void connection_connect(const bool in_mesh, struct bpf_so
 		conn->event.start_ns = now;
 	}
 	connection_identify(conn, ctx, sk, MESH_CLIENT);
-	inbound_announce(decided, &conn->event);
 	conn->event.connect_ns = now;
 	conn->phase = MESH_CONNECTING;
 	/* From here on, not from the handshake on: a connect that fails must show too. */
@@ -146,6 +147,8 @@ static __always_inline void connection_established(const bool in_mesh, struct bp
 			return;
 		}
 		connection_identify(conn, ctx, sk, MESH_SERVER);
+		if (in_mesh)
+			conn->looks = 0;
 		decided = inbound_admitted(in_mesh, sk, conn);
 		conn->event.start_ns = now;
 		tells = MESH_TOLD_ESTABLISHED;
@@ -169,7 +172,8 @@ static __always_inline void connection_established(const bool in_mesh, struct bp
 	emit_event(conn, decided, MESH_ESTABLISHED, tells, now);
 }
 
-static __always_inline void connection_listens(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
+/* A listener's `looks` says that it has a ref of its entry in `listeners`; what it accepts begins to count with 0. */
+static __always_inline void connection_listens(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct mesh_connection *conn)
 {
 	struct tcp_sock *tp;
 	struct mesh_listen key;
@@ -180,9 +184,23 @@ static __always_inline void connection_listens(struct bpf_sock_ops *ctx, struct 
 		return;
 	listener = &tp->inet_conn.icsk_inet.sk;
 	listener_key(&key, &listener->__sk_common, bpf_get_netns_cookie(ctx));
-	listener_add(&key, identity_of_cgroup(listener->sk_cgrp_data.cgroup));
+	if (!listener_add(&key, identity_of_cgroup(listener->sk_cgrp_data.cgroup)))
+		return;
+	conn->looks = true;
 	/* Its end is to be seen, too. What it accepts inherits this and asks for it anyway. */
 	callbacks_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+static __always_inline void connection_listened(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tp)
+{
+	struct mesh_connection *conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	struct mesh_listen key;
+
+	if (!conn || !conn->looks)
+		return;
+	conn->looks = false;
+	listener_key(&key, &tp->inet_conn.icsk_inet.sk.__sk_common, bpf_get_netns_cookie(ctx));
+	listener_remove(&key);
 }
 
 /* BPF_SOCK_OPS_TCP_LISTEN_CB, in the context of listen(): whose sockets the accepted ones will be. */
@@ -195,11 +213,12 @@ static __always_inline void connection_listen(const bool in_mesh, struct bpf_soc
 	if (!sk)
 		return;
 	stateless_forget(ctx);
-	if (in_mesh)
-		connection_listens(ctx, sk);
 	conn = connection_renew(sk, &again);
-	if (conn)
-		owner_from_current(&conn->event.owner);
+	if (!conn)
+		return;
+	owner_from_current(&conn->event.owner);
+	if (in_mesh)
+		connection_listens(ctx, sk, conn);
 }
 
 /*
@@ -263,10 +282,7 @@ static __always_inline void connection_close(const bool in_mesh, struct bpf_sock
 	if (!tp)
 		return;
 	if (in_mesh && old_state == BPF_TCP_LISTEN) {
-		struct mesh_listen key;
-
-		listener_key(&key, &tp->inet_conn.icsk_inet.sk.__sk_common, bpf_get_netns_cookie(ctx));
-		listener_remove(&key);
+		connection_listened(ctx, sk, tp);
 		return;
 	}
 	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);

@@ -4,6 +4,7 @@
 #define SIDELIGHT_CUT_H
 
 #include "decided.h"
+#include "inbound.h"
 #include "policy.h"
 #include "socket.h"
 
@@ -23,59 +24,57 @@ static __always_inline bool cut_is_drained(const struct mesh_decided *d)
 	return cut_backend && d->decision.backend == cut_backend && d->decision.backend_tag == cut_tag;
 }
 
-/* Asks the policies of today. */
-static __always_inline bool cut_is_denied(struct policy_question *q, __u32 destination)
+/* Who the server is now: an index of the time when it was connected to may be another's since. */
+static __always_inline __u32 cut_destination(const struct mesh_decided *d, __u64 netns, const __u8 *addr, __u32 port, bool here)
 {
+	struct mesh_address server;
+	struct mesh_backend *backend;
+	__u32 index;
+
+	__builtin_memcpy(server.addr, addr, sizeof(server.addr));
+	index = identity_of_address(&server);
+	if (!index)
+		index = listener_find(netns, &server, port, here || listener_is_loopback(&server));
+	if (index || !d || !d->decision.backend)
+		return index;
+	index = d->decision.backend;
+	backend = bpf_map_lookup_elem(&backends, &index);
+	return backend && backend->tag == d->decision.backend_tag ? backend->workload : 0;
+}
+
+/* Asks the policies of today. */
+static __always_inline bool cut_is_denied(const struct mesh_decided *d, const struct mesh_event *ends, __u64 netns, __u32 source)
+{
+	bool here = cut_denied == MESH_SERVER;
+	struct policy_question q = {.source = source, .port = here ? ends->local_port : ends->peer_port, .address_known = true};
 	struct mesh_decision now = {};
 	struct mesh_workload *workload;
+	__u32 index;
 
-	workload = bpf_map_lookup_elem(&workloads, &destination);
-	if (!destination || !workload)
+	index = cut_destination(d, netns, here ? ends->local_addr : ends->peer_addr, q.port, here);
+	workload = bpf_map_lookup_elem(&workloads, &index);
+	if (!index || !workload)
 		return false;
-	q->set = *(volatile __u32 *)&workload->policy_set;
-	if (!q->set)
+	q.set = *(volatile __u32 *)&workload->policy_set;
+	if (!q.set)
 		return false;
-	policy_decide(&now, q);
+	__builtin_memcpy(q.address.addr, here ? ends->peer_addr : ends->local_addr, sizeof(q.address.addr));
+	policy_decide(&now, &q);
 	return now.verdict == MESH_VERDICT_DENY;
-}
-
-/* The connection of a client that the mesh had a say in. */
-static __always_inline bool cut_client(struct mesh_decided *d, const struct mesh_event *ends)
-{
-	struct policy_question q = {.source = d->source, .port = ends->peer_port, .address_known = true};
-
-	__builtin_memcpy(q.address.addr, ends->local_addr, sizeof(q.address.addr));
-	return cut_is_denied(&q, d->decision.destination);
-}
-
-/* One that a server accepted, on policies' word. */
-static __always_inline bool cut_server(struct mesh_decided *d, const struct mesh_event *ends)
-{
-	struct policy_question q = {.source = d->source, .port = ends->local_port, .address_known = true};
-
-	__builtin_memcpy(q.address.addr, ends->peer_addr, sizeof(q.address.addr));
-	return cut_is_denied(&q, d->decision.destination);
 }
 
 /*
  * One that a server accepted when it had no policies: who the client is was not asked then. Only of who is known by his address: of the others on this
  * machine the client's end says who they are, and with it the server's ends too.
  */
-static __always_inline bool cut_unjudged(const struct mesh_event *ends)
+static __always_inline bool cut_unjudged(const struct mesh_event *ends, __u64 netns)
 {
-	struct policy_question q = {.port = ends->local_port, .address_known = true};
-	struct mesh_workload *workload;
-	struct mesh_address local;
-	__u32 index;
+	struct mesh_address client;
+	__u32 source;
 
-	__builtin_memcpy(local.addr, ends->local_addr, sizeof(local.addr));
-	__builtin_memcpy(q.address.addr, ends->peer_addr, sizeof(q.address.addr));
-	index = identity_of_address(&q.address);
-	workload = bpf_map_lookup_elem(&workloads, &index);
-	if (!index || !workload || !workload->source)
-		return false;
-	q.source = workload->source;
-	return cut_is_denied(&q, identity_of_address(&local)); /* who has none and shares an address had no policies then */
+	__builtin_memcpy(client.addr, ends->peer_addr, sizeof(client.addr));
+	source = inbound_class(identity_of_address(&client));
+	return source && cut_is_denied(NULL, ends, netns, source);
 }
 
 static __always_inline void cut_connection(struct sock_common *skc, struct tcp_sock *tp)
@@ -85,6 +84,7 @@ static __always_inline void cut_connection(struct sock_common *skc, struct tcp_s
 	struct mesh_event ends = {};
 	struct mesh_decided *d;
 	bool denied;
+	__u64 netns;
 
 	switch (sk->__sk_common.skc_state) {
 	case BPF_TCP_LISTEN:
@@ -102,12 +102,11 @@ static __always_inline void cut_connection(struct sock_common *skc, struct tcp_s
 	if (cut_denied != conn->event.role)
 		return;
 	address_from_socket(&ends, &sk->__sk_common);
-	if (!d)
-		denied = cut_denied == MESH_SERVER && cut_unjudged(&ends);
-	else if (cut_denied == MESH_SERVER)
-		denied = cut_server(d, &ends);
+	netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, net_cookie);
+	if (d)
+		denied = cut_is_denied(d, &ends, netns, d->source);
 	else
-		denied = cut_client(d, &ends);
+		denied = cut_denied == MESH_SERVER && cut_unjudged(&ends, netns);
 	if (denied) {
 		conn->event.flags |= MESH_REVOKED;
 		bpf_sock_destroy(skc);

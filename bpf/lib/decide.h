@@ -45,7 +45,10 @@ struct decide_call {
 	bool again; /* the socket has had a connect() before */
 };
 
-/* Who is at the other end, by his address, or because he listens in this network namespace. */
+/*
+ * Who is at the other end, by his address, or because he listens in this network namespace: at this very address, or on any and it is of loopback. Whether
+ * another address is this namespace's is not known here; then the server's side asks.
+ */
 static __always_inline __u32 decide_destination(struct bpf_sock_addr *ctx, const struct decide_call *call)
 {
 	__u32 found;
@@ -53,7 +56,36 @@ static __always_inline __u32 decide_destination(struct bpf_sock_addr *ctx, const
 	if (!(mesh_has & MESH_HAS_POLICIES))
 		return 0;
 	found = identity_of_address(&call->dialled);
-	return found ? found : listener_find(bpf_get_netns_cookie(ctx), &call->dialled, call->port);
+	return found ? found
+		     : listener_find(bpf_get_netns_cookie(ctx), &call->dialled, call->port, listener_is_loopback(&call->dialled));
+}
+
+/*
+ * Nowhere is here: the kernel connects to 0.0.0.0 as to the address that the socket is bound to, or 127.0.0.1 (ip_route_output_key_hash_rcu), and to :: as to
+ * ::1 (tcp_v6_connect), but after this hook.
+ */
+static __always_inline void decide_unspecified(const struct bpf_sock *sk, struct mesh_address *dialled)
+{
+	__u32 *word = (__u32 *)dialled->addr;
+
+	if (word[0] | word[1] | word[3])
+		return;
+	if (word[2] == bpf_htonl(0xffff)) {
+		if (sk->family == AF_INET) {
+			word[3] = sk->src_ip4;
+			barrier(); /* or clang reads either field at a computed place */
+		} else {
+			word[3] = sk->src_ip6[3];
+		}
+		if (!word[3])
+			word[3] = bpf_htonl(0x7f000001);
+	} else if (!word[2]) {
+		/* A socket that is bound to an IPv4 address connects by IPv4 (tcp_v6_connect). */
+		if (sk->src_ip6[2] == bpf_htonl(0xffff) && !sk->src_ip6[0] && !sk->src_ip6[1])
+			address_from_v4(dialled->addr, bpf_htonl(0x7f000001));
+		else
+			word[3] = bpf_htonl(1);
+	}
 }
 
 /* The service that was dialled, if one was, and an endpoint of it. */
@@ -185,6 +217,8 @@ static __always_inline bool decide_keep(struct bpf_sock *sk, const struct decide
 		limit_give(call->limits[1], MESH_HOLDS_OPEN | MESH_HOLDS_CONNECTING);
 		return false;
 	}
+	/* What a connect() left that failed before its SYN: an element can be there from when there was no room for the connection's state. */
+	decided_abandoned(decided);
 	decided->decision = *d;
 	decided->limits[0] = call->limits[0];
 	decided->limits[1] = call->limits[1];
@@ -235,11 +269,12 @@ static __always_inline __u8 decide(struct bpf_sock_addr *ctx, struct bpf_sock *s
 	/* Read a moment ago, when the call was noted. */
 	__u64 start = conn ? conn->event.start_ns : bpf_ktime_get_ns();
 
-	/* A socket that is new to us has no past. */
+	/* A socket that is new to us has no past, or one that decide_keep finds. */
 	if (!conn || call->again)
 		decide_forget(sk);
 	if (decide_is_agent())
 		return MESH_OK;
+	decide_unspecified(sk, &call->dialled);
 	__builtin_memcpy(d.original_addr, call->dialled.addr, sizeof(d.original_addr));
 	d.original_port = call->port;
 	d.rule = MESH_NO_RULE;

@@ -9,36 +9,45 @@
 #include "policy.h"
 #include "refuse.h"
 
-/* TCP_CONNECT_CB: tells the server's side who it is, if it is on this machine and asks. The event has both addresses. */
-static __always_inline void inbound_announce(const struct mesh_decided *d, const struct mesh_event *event)
+static __always_inline __u32 inbound_class(__u32 index)
 {
-	struct mesh_admission admission = {};
-	struct mesh_ticket ticket = {.client_port = event->local_port, .server_port = event->peer_port};
+	struct mesh_workload *workload = index ? bpf_map_lookup_elem(&workloads, &index) : NULL;
 
-	if (!d || !d->decision.policy_set)
+	return workload ? workload->source : 0;
+}
+
+/*
+ * TCP_CONNECT_CB: tells the server's side who it is, if that is on this machine. Of every connection, also of who is nobody: else an address would
+ * say who he is, and a process can bind to another's.
+ */
+static __always_inline void inbound_announce(const struct mesh_decided *d, struct bpf_sock *sk)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct mesh_admission admission = {};
+	struct mesh_ticket ticket = {};
+	struct mesh_event ends;
+
+	if (!tp)
 		return;
-	__builtin_memcpy(ticket.client_addr, event->local_addr, sizeof(ticket.client_addr));
-	__builtin_memcpy(ticket.server_addr, event->peer_addr, sizeof(ticket.server_addr));
-	admission.source = d->source;
+	address_from_socket(&ends, &tp->inet_conn.icsk_inet.sk.__sk_common);
+	ticket.client_port = ends.local_port;
+	ticket.server_port = ends.peer_port;
+	__builtin_memcpy(ticket.client_addr, ends.local_addr, sizeof(ticket.client_addr));
+	__builtin_memcpy(ticket.server_addr, ends.peer_addr, sizeof(ticket.server_addr));
+	admission.source = d ? d->source : inbound_class(identity_of_cgroup(tp->inet_conn.icsk_inet.sk.sk_cgrp_data.cgroup));
 	bpf_map_update_elem(&tickets, &ticket, &admission, BPF_ANY);
 }
 
 static __always_inline __u32 inbound_source(const struct mesh_ticket *ticket)
 {
 	struct mesh_admission *announced = bpf_map_lookup_elem(&tickets, ticket);
-	struct mesh_workload *workload;
 	struct mesh_address address;
-	__u32 index;
 
 	if (announced)
 		return announced->source;
 	/* From another machine, or from outside the mesh: its address is all there is. */
 	__builtin_memcpy(address.addr, ticket->client_addr, sizeof(address.addr));
-	index = identity_of_address(&address);
-	if (!index)
-		return 0;
-	workload = bpf_map_lookup_elem(&workloads, &index);
-	return workload ? workload->source : 0;
+	return inbound_class(identity_of_address(&address));
 }
 
 /* Fills in ports and addresses as they are on the wire. */
@@ -149,7 +158,7 @@ static __always_inline int inbound_judge(struct bpf_sk_lookup *ctx)
 	__builtin_memcpy(server.addr, ticket.server_addr, sizeof(server.addr));
 	index = identity_of_address(&server);
 	if (!index)
-		index = listener_find(lookup_netns, &server, ticket.server_port);
+		index = listener_find(lookup_netns, &server, ticket.server_port, true);
 	workload = bpf_map_lookup_elem(&workloads, &index);
 	if (!index || !workload)
 		return SK_PASS;

@@ -36,9 +36,10 @@ type meshSide struct {
 	mesh     *maps.Mesh      // what was made of it
 	guards   int             // network namespaces whose inbound connections are judged
 	looks    uint64
-	renewed  bool   // who is a workload may have changed since listeners were looked for
-	uncut    bool   // it was said that this kernel cannot end open connections
-	scanErr  string // of the last look around, so that it is logged once
+	late     map[[2]uint32]*drained // by index and tag of a backend
+	renewed  bool                   // who is a workload may have changed since listeners were looked for
+	uncut    bool                   // it was said that this kernel cannot end open connections
+	scanErr  string                 // of the last look around, so that it is logged once
 }
 
 func sizesOf(c *config.Mesh) maps.Sizes {
@@ -140,13 +141,14 @@ func (m *meshSide) applyLocked(s *model.Snapshot) error {
 		m.names.SetSnapshot(s)
 		m.outliers.SetSnapshot(s)
 	}
-	if renewed := s.Generation != m.snapshot.Generation; renewed && len(mesh.Sets) > 0 {
-		m.cutLocked(datapath.Cut{Denied: true})
-	}
+	renewed := s.Generation != m.snapshot.Generation
 	m.snapshot = s
+	m.lookAroundLocked()
+	if renewed && len(mesh.Sets) > 0 {
+		m.cutLocked(datapath.Cut{Denied: true}) // when it is known again who listens where
+	}
 	m.logger.Info("mesh in force", "generation", s.Generation, "tables", changes.Tables, "backends", changes.Backends,
 		"references", changes.References, "puts", changes.Puts, "deletes", changes.Deletes)
-	m.lookAroundLocked()
 	return nil
 }
 
@@ -210,12 +212,11 @@ func (m *meshSide) lookAroundLocked() {
 		guards, guardErr := m.datapath.GuardNamespaces()
 		m.guards = guards
 		err = errors.Join(err, guardErr)
+	} else if m.guards > 0 {
+		err = errors.Join(err, m.datapath.Unguard())
+		m.guards = 0
 	}
-	for _, d := range m.reconciler.Draining() {
-		if d.Timeout > 0 && d.Open > 0 && time.Since(d.Since) >= d.Timeout {
-			m.cutLocked(datapath.Cut{Backend: d.Index, Tag: d.Tag})
-		}
-	}
+	m.cutDrainedLocked()
 	said := ""
 	if err != nil {
 		said = err.Error()
@@ -224,6 +225,40 @@ func (m *meshSide) lookAroundLocked() {
 		}
 	}
 	m.scanErr = said
+}
+
+// drained is a backend whose time to drain is over, and when its connections are looked for next.
+type drained struct {
+	next  time.Time
+	pause time.Duration
+}
+
+// mostCuts is how many backends' connections are looked for at a time: each is a walk over all sockets.
+const mostCuts = 8
+
+// cutDrainedLocked ends connections to endpoints whose time to drain is over. Where some stay, such as one that a process in no namespace of the mesh
+// has, it looks less and less often.
+func (m *meshSide) cutDrainedLocked() {
+	late := make(map[[2]uint32]*drained)
+	cuts := 0
+	for _, d := range m.reconciler.Draining() {
+		if d.Timeout == 0 || d.Open == 0 || time.Since(d.Since) < d.Timeout {
+			continue
+		}
+		key := [2]uint32{d.Index, d.Tag}
+		of := m.late[key]
+		if of == nil {
+			of = &drained{pause: lookInterval}
+		}
+		late[key] = of
+		if cuts == mostCuts || time.Now().Before(of.next) {
+			continue
+		}
+		cuts++
+		m.cutLocked(datapath.Cut{Backend: d.Index, Tag: d.Tag})
+		of.next, of.pause = time.Now().Add(of.pause), min(2*of.pause, time.Minute)
+	}
+	m.late = late
 }
 
 // cutLocked ends open connections, where the kernel can.
