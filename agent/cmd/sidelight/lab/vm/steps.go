@@ -52,6 +52,7 @@ func steps(patience int) []step {
 			"TestMeshServices", "TestMeshBalancers", "TestMeshLimits", "TestMeshLeaks", "TestMeshPolicies", "TestMeshRevocation", "TestMeshHostile",
 			"TestMeshBypass", "TestMeshLocality", "TestMeshPriority", "TestMeshOutliers", "TestMeshHealthChecks", "TestMeshDraining", "TestMeshReload",
 			"TestMeshCgroupsLater", "TestMeshHammer", "TestMeshListeners", "TestMeshRivals", "TestMeshSums", "TestMeshConnecting",
+			"TestMeshNowhere", "TestMeshListenersTaken", "TestMeshLeaksOfMemory", "TestMeshAllowedStays",
 		}, env: []string{"SIDELIGHT_TEST_PATIENCE=" + strconv.Itoa(patience)}},
 	}
 	for i, s := range all {
