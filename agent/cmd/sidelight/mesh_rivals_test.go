@@ -47,11 +47,11 @@ func TestMeshRivals(t *testing.T) {
 			t.Errorf("the old address answers: %v", got.Answers)
 		}
 	})
-	t.Run("a name is a name", func(t *testing.T) {
+	t.Run("a name is a name", func(*testing.T) {
 		w.change(shopMesh() + serviceYAML("my-waypoint", 2, "") + endpointsYAML("my-waypoint", ""))
 		w.expect("waypoint in it", dial(web, serviceV4(2)+":80", 5), only(serverV4(1), 5), nil)
 	})
-	t.Run("a service has as many ports as it likes", func(t *testing.T) {
+	t.Run("a service has as many ports as it likes", func(*testing.T) {
 		var ports []string
 		for port := 8100; port < 8120; port++ {
 			ports = append(ports, fmt.Sprintf("{name: p%d, port: %d}", port, port))
@@ -66,7 +66,7 @@ spec: {service: many, addresses: [127.0.1.3]}
 			w.expect("a port", dial(web, fmt.Sprintf("%s:%d", serviceV4(3), port), 1), only(fmt.Sprintf("127.0.1.3:%d", port), 1), nil)
 		}
 	})
-	t.Run("nobody takes himself out", func(t *testing.T) {
+	t.Run("nobody takes himself out", func(*testing.T) {
 		w.change(shopMesh(deny("rogue")))
 		// With Kmesh a connect to this address and port from inside takes a pod out of the mesh.
 		for _, command := range []string{"0.0.0.2:930", "0.0.0.1:929", "0.0.0.2:929", "0.0.0.1:930"} {
@@ -74,7 +74,7 @@ spec: {service: many, addresses: [127.0.1.3]}
 		}
 		w.expect("still denied", dial(rogue, serverV4(1), 5), nil, only("EPERM", 5))
 	})
-	t.Run("policies have as many rules and members as they like", func(t *testing.T) {
+	t.Run("policies have as many rules and members as they like", func(*testing.T) {
 		var policies []string
 		for p := range 10 {
 			var rules []string
@@ -94,11 +94,11 @@ spec: {service: many, addresses: [127.0.1.3]}
 		w.expect("the last member of the last rule", dial(rogue, serverV4(1), 5), nil, only("EPERM", 5))
 		w.expect("who is in none", dial(web, serverV4(1), 5), only(serverV4(1), 5), nil)
 	})
-	t.Run("replies are not judged", func(t *testing.T) {
+	t.Run("replies are not judged", func(*testing.T) {
 		w.change(shopMesh(policyYAML("p", ofShop+"action: ALLOW")))
 		w.expect("what the server itself opens", dial(shop, "127.0.1.4:8080", 5), only("127.0.1.4:8080", 5), nil)
 	})
-	t.Run("a denied client never gets a byte through", func(t *testing.T) {
+	t.Run("a denied client never gets a byte through", func(*testing.T) {
 		// By address, so that only the server's side can tell: more refusals than any map has room for, and not one comes through.
 		w.change(shopMesh(policyYAML("p", ofShop+`action: DENY, rules: [{from: [{source: {ipBlocks: ["127.0.0.0/8"]}}]}]`)))
 		n := ticketRoom + ticketRoom/8
@@ -107,7 +107,7 @@ spec: {service: many, addresses: [127.0.1.3]}
 		}
 		w.expect("a spray", dial(stranger, serverV4(1), n), nil, only("ECONNREFUSED", n))
 	})
-	t.Run("a policy that is gone is gone", func(t *testing.T) {
+	t.Run("a policy that is gone is gone", func(*testing.T) {
 		w.change(shopMesh())
 		w.expect("without policies", dial(rogue, serverV4(1), 5), only(serverV4(1), 5), nil)
 	})
