@@ -63,10 +63,11 @@ recordings: ## make the golden recordings and their expected output anew, on the
 	go test -count=1 -run '^TestRecordings$$' ./agent/cmd/sidelight -update
 
 .PHONY: fuzz
-fuzz: ## fuzz the decoder and the reader of recordings for 30 s each
+fuzz: ## fuzz the decoder, the reader of recordings and that of meshes for 30 s each
 	go test -run '^$$' -fuzz FuzzDecode -fuzztime 30s ./agent/event
 	go test -run '^$$' -fuzz FuzzPlayer -fuzztime 30s ./agent/event
 	go test -run '^$$' -fuzz FuzzFrames -fuzztime 30s ./agent/event
+	go test -run '^$$' -fuzz FuzzParse -fuzztime 30s -fuzzminimizetime 10x ./agent/controlplane
 
 .PHONY: setup
 setup: ## install the Debian packages that tests and generation need, those that are missing

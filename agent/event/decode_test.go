@@ -11,7 +11,7 @@ import (
 )
 
 // bytesOf is what the kernel would put into the ring: the generated types have the memory layout of the C ones.
-func bytesOf[T bpf.Event | bpf.CloseEvent](value T) []byte {
+func bytesOf[T bpf.Event | bpf.CloseEvent | bpf.Decision](value T) []byte {
 	b := make([]byte, unsafe.Sizeof(value))
 	copy(b, unsafe.Slice((*byte)(unsafe.Pointer(&value)), len(b)))
 	return b
@@ -231,4 +231,50 @@ func samples() []kernelSample {
 type kernelSample struct {
 	name string
 	in   []byte
+}
+
+// decision is a struct mesh_decision in which every field has a value of its own.
+func decision() bpf.Decision {
+	return bpf.Decision{
+		OriginalAddr: netip.MustParseAddr("::ffff:10.96.0.1").As16(), OriginalPort: 0x0506, Verdict: 1, DryVerdict: 2,
+		Service: 0xa1a2a3a4, Backend: 0xb1b2b3b4, BackendTag: 0xc1c2c3c4, Destination: 0xd1d2d3d4, PolicySet: 0xe1e2e3e4,
+		Rule: 0xf1f2, DryRule: 0xf3f4, Limit: 0x05152535, LimitValue: 0x06162636, DecisionNs: 0x07172737, Generation: 0x0818283848586878,
+	}
+}
+
+// decidedSamples are those of samples, with a decision behind each.
+func decidedSamples() []kernelSample {
+	with := func(e *bpf.Event) { e.Flags |= uint16(bpf.Decided) }
+	pre, established, ended := sample(bpf.PreConnect, bpf.Client), sample(bpf.Established, bpf.Client), closeSample(bpf.Client, 17)
+	with(&pre)
+	with(&established)
+	with(&ended.Event)
+	d := bytesOf(decision())
+	return []kernelSample{
+		{"pre_connect", append(bytesOf(pre), d...)},
+		{"established", append(bytesOf(established), d...)},
+		{"close", append(bytesOf(ended), d...)},
+	}
+}
+
+func TestDecodeDecision(t *testing.T) {
+	for _, s := range decidedSamples() {
+		t.Run(s.name, func(t *testing.T) {
+			var got connection.Event
+			if err := Decode(s.in, &got); err != nil {
+				t.Fatal(err)
+			}
+			want := connection.Decision{
+				Original: netip.MustParseAddrPort("10.96.0.1:1286"), Verdict: connection.VerdictAllow, DryVerdict: connection.VerdictDeny,
+				Service: 0xa1a2a3a4, Backend: 0xb1b2b3b4, BackendTag: 0xc1c2c3c4, Destination: 0xd1d2d3d4, PolicySet: 0xe1e2e3e4,
+				Rule: 0xf1f2, DryRule: 0xf3f4, Limit: 0x05152535, LimitValue: 0x06162636, DecisionNS: 0x07172737, Generation: 0x0818283848586878,
+			}
+			if got.Decision != want || got.Flags&connection.Decided == 0 {
+				t.Errorf("\ngot  %+v\nwant %+v", got.Decision, want)
+			}
+			if err := Decode(s.in[:len(s.in)-bpf.DecisionSize], &got); err == nil {
+				t.Error("decoded without the decision that its flag says")
+			}
+		})
+	}
 }

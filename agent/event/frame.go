@@ -91,6 +91,7 @@ func appendLoss(b []byte, l *connection.Loss) []byte {
 	peer := l.Peer.As16()
 	b = append(b, uint8(l.Role), uint8(l.Reason))
 	b = append(appendBool(b, l.Peer.IsValid()), peer[:]...)
+	b = le.AppendUint32(le.AppendUint32(appendBool(b, l.Refused), l.Service), l.Destination)
 	for _, n := range lossNumbers(l) {
 		b = le.AppendUint64(b, *n)
 	}
@@ -186,6 +187,7 @@ func (c *cursor) loss() connection.Loss {
 	if known {
 		l.Peer = peer
 	}
+	l.Refused, l.Service, l.Destination = c.bool(), c.uint32(), c.uint32()
 	for _, n := range lossNumbers(&l) {
 		*n = c.uint64()
 	}

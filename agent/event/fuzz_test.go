@@ -17,6 +17,9 @@ func FuzzDecode(f *testing.F) {
 	f.Add(bytesOf(closeSample(bpf.Client, 17)))
 	f.Add(bytesOf(closeSample(bpf.Client, bpf.NoRTT)))
 	f.Add(bytesOf(swept))
+	for _, s := range decidedSamples() {
+		f.Add(s.in)
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var got connection.Event
 		err := Decode(b, &got)
@@ -35,13 +38,22 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := convert(&raw); got != want {
+		want := convert(&raw)
+		if raw.Event.Flags&uint16(bpf.Decided) != 0 {
+			var decision bpf.Decision
+			copy(unsafe.Slice((*byte)(unsafe.Pointer(&decision)), unsafe.Sizeof(decision)), b[len(b)-bpf.DecisionSize:])
+			want.Decision = convertDecision(&decision)
+		}
+		if got != want {
 			t.Fatalf("\ngot  %+v\nwant %+v", got, want)
 		}
 	})
 }
 
 func sendable(e *bpf.CloseEvent, size int) bool {
+	if e.Event.Flags&uint16(bpf.Decided) != 0 {
+		size -= bpf.DecisionSize
+	}
 	switch e.Event.Kind {
 	case 1, 2:
 		if size != 128 {
@@ -55,6 +67,16 @@ func sendable(e *bpf.CloseEvent, size int) bool {
 		return false
 	}
 	return (e.Event.Role == 1 || e.Event.Role == 2) && e.Event.Reason <= 12
+}
+
+func convertDecision(d *bpf.Decision) connection.Decision {
+	return connection.Decision{
+		Original: netip.AddrPortFrom(netip.AddrFrom16(d.OriginalAddr).Unmap(), d.OriginalPort),
+		Verdict:  connection.Verdict(d.Verdict), DryVerdict: connection.Verdict(d.DryVerdict),
+		Service: d.Service, Backend: d.Backend, BackendTag: d.BackendTag, Destination: d.Destination,
+		PolicySet: d.PolicySet, Rule: d.Rule, DryRule: d.DryRule, Limit: d.Limit, LimitValue: d.LimitValue,
+		DecisionNS: d.DecisionNs, Generation: d.Generation,
+	}
 }
 
 func convert(c *bpf.CloseEvent) connection.Event {

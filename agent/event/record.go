@@ -20,7 +20,7 @@ import (
 // What a Header begins with.
 const (
 	Format        = "sidelight.events"
-	FormatVersion = 1
+	FormatVersion = 2
 	byteOrder     = "little" // of the kernel's records and of the frames
 )
 

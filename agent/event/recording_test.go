@@ -27,6 +27,10 @@ func fill(v reflect.Value, next *uint64) {
 	switch v.Kind() {
 	case reflect.Uint8: // roles and reasons have limits
 		v.SetUint(*next % 3)
+	case reflect.Uint32:
+		v.SetUint(*next | 1<<31)
+	case reflect.Bool:
+		v.SetBool(true)
 	case reflect.Uint64:
 		v.SetUint(*next | 1<<63)
 	case reflect.Map:
@@ -129,7 +133,7 @@ func TestRecording(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := testHeader
-	want.Format, want.FormatVersion, want.ABIVersion, want.ByteOrder = "sidelight.events", 1, bpf.ABIVersion, "little"
+	want.Format, want.FormatVersion, want.ABIVersion, want.ByteOrder = "sidelight.events", 2, bpf.ABIVersion, "little"
 	if got := p.Header(); *got != want || got.Clock().OffsetNS != -5 {
 		t.Errorf("header\ngot  %+v\nwant %+v", *got, want)
 	}
@@ -246,7 +250,7 @@ func TestNotARecording(t *testing.T) {
 		{"text", "hello\n", "it does not begin as one"},
 		{"JSON", "{}\n", "it does not begin as one"},
 		{"no end of line", strings.Repeat("x", 2*maxFrame), "it does not begin as one"},
-		{"newer format", `{"format":"sidelight.events","format_version":2,"abi_version":"x"}` + "\n", "its format is version 2, this program reads 1; replay it with the version"},
+		{"newer format", `{"format":"sidelight.events","format_version":3,"abi_version":"x"}` + "\n", "its format is version 3, this program reads 2; replay it with the version"},
 		{"mistyped", strings.Replace(file, `"node"`, "3", 1), "read its first line: "},
 		{
 			"other ABI", strings.Replace(file, fmt.Sprintf(`"abi_version":%d`, bpf.ABIVersion), `"abi_version":2`, 1),
