@@ -147,7 +147,7 @@ func (m *meshSide) applyLocked(s *model.Snapshot) error {
 	if renewed && len(mesh.Sets) > 0 {
 		m.cutLocked(datapath.Cut{Denied: true}) // when it is known again who listens where
 	}
-	m.logger.Info("mesh in force", "generation", s.Generation, "tables", changes.Tables, "backends", changes.Backends,
+	m.logger.Debug("maps written", "generation", s.Generation, "tables", changes.Tables, "backends", changes.Backends,
 		"references", changes.References, "puts", changes.Puts, "deletes", changes.Deletes)
 	return nil
 }
