@@ -7,8 +7,10 @@ package bpf
 
 import (
 	"encoding/binary"
+	"fmt"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 )
 
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -no-global-types -target bpfel -type mesh_event -type mesh_close_event -type mesh_account -type mesh_lost_key -type mesh_lost -type mesh_decision -type mesh_frontend -type mesh_table -type mesh_backend -type mesh_load -type mesh_workload -type mesh_limit -type mesh_limit_state -type mesh_rules -type mesh_policy_set -type mesh_policy_source -type mesh_policy_block -type mesh_policy_port -type mesh_verdict_key -type mesh_address -type mesh_listen -type mesh_listener -type mesh_verdict -type mesh_algorithm -type mesh_workload_flags -type mesh_told -type mesh_flags -type mesh_kind -type mesh_role -type mesh_reason mesh mesh.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
@@ -84,13 +86,13 @@ const NoRTT = ^uint32(0)
 // Names inside the object that a loader sets before loading.
 const (
 	EventsMap      = meshMapEvents
+	ConnectionsMap = meshMapConnections
 	WakeupBytes    = meshVarWakeupBytes
 	AttachedCgroup = meshVarAttachedCgroup
 	FirstBytes     = meshVarFirstBytes
 	SweepAll       = meshVarSweepAll
 	ReaderAsleep   = meshVarReaderAsleep
 	Silent         = meshVarSilent
-	Mesh           = meshVarMesh
 	CgroupLevels   = meshVarCgroupLevels
 	CutDenied      = meshVarCutDenied
 	CutBackend     = meshVarCutBackend
@@ -117,6 +119,20 @@ func SweepSize(b []byte) int {
 		return 0
 	}
 	return size
+}
+
+// WithMesh puts the programs of a mesh into an object that is not yet loaded, and makes room in a connection's state for what it decides.
+func WithMesh(spec *ebpf.CollectionSpec) error {
+	if err := spec.Variables[meshVarMesh].Set(true); err != nil {
+		return fmt.Errorf("set %s: %w", meshVarMesh, err)
+	}
+	var state *btf.Struct
+	if err := spec.Types.TypeByName("mesh_connection_in_mesh", &state); err != nil {
+		return fmt.Errorf("size map %s: %w", ConnectionsMap, err)
+	}
+	connections := spec.Maps[ConnectionsMap]
+	connections.Value, connections.ValueSize = state, state.Size
+	return nil
 }
 
 // Spec returns the embedded object, not yet loaded. Each call returns a copy of its own.

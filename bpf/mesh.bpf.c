@@ -48,6 +48,7 @@ const struct mesh_policy_block *mesh_policy_block_ __attribute__((unused));
 const struct mesh_policy_port *mesh_policy_port_ __attribute__((unused));
 const struct mesh_verdict_key *mesh_verdict_key_ __attribute__((unused));
 const struct mesh_address *mesh_address_ __attribute__((unused));
+const struct mesh_connection_in_mesh *mesh_connection_in_mesh_ __attribute__((unused));
 const struct mesh_ticket *mesh_ticket_ __attribute__((unused));
 const struct mesh_listen *mesh_listen_ __attribute__((unused));
 const struct mesh_listener *mesh_listener_ __attribute__((unused));

@@ -352,91 +352,91 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	meshMapAccount             = "account"
-	meshMapAddresses           = "addresses"
-	meshMapBackends            = "backends"
-	meshMapCgroups             = "cgroups"
-	meshMapConnections         = "connections"
-	meshMapDecisions           = "decisions"
-	meshMapEvents              = "events"
-	meshMapFrontends           = "frontends"
-	meshMapLimitStates         = "limit_states"
-	meshMapLimits              = "limits"
-	meshMapListeners           = "listeners"
-	meshMapListens             = "listens"
-	meshMapLoads               = "loads"
-	meshMapLost                = "lost"
-	meshMapLostTotals          = "lost_totals"
-	meshMapPolicyBlocks        = "policy_blocks"
-	meshMapPolicyPorts         = "policy_ports"
-	meshMapPolicySets          = "policy_sets"
-	meshMapPolicySources       = "policy_sources"
-	meshMapPools               = "pools"
-	meshMapSlots               = "slots"
-	meshMapTables              = "tables"
-	meshMapTickets             = "tickets"
-	meshMapTurns               = "turns"
-	meshMapVerdicts            = "verdicts"
-	meshMapWorkloads           = "workloads"
-	meshProgMeshAdopt          = "mesh_adopt"
-	meshProgMeshAdoptOwners    = "mesh_adopt_owners"
-	meshProgMeshConnect4       = "mesh_connect4"
-	meshProgMeshConnect4InMesh = "mesh_connect4_in_mesh"
-	meshProgMeshConnect6       = "mesh_connect6"
-	meshProgMeshConnect6InMesh = "mesh_connect6_in_mesh"
-	meshProgMeshCreate         = "mesh_create"
-	meshProgMeshCut            = "mesh_cut"
-	meshProgMeshLookup         = "mesh_lookup"
-	meshProgMeshPeername4      = "mesh_peername4"
-	meshProgMeshPeername6      = "mesh_peername6"
-	meshProgMeshRelease        = "mesh_release"
-	meshProgMeshSockops        = "mesh_sockops"
-	meshProgMeshSockopsInMesh  = "mesh_sockops_in_mesh"
-	meshProgMeshState          = "mesh_state"
-	meshProgMeshSweep          = "mesh_sweep"
-	meshVarAgentPid            = "agent_pid"
-	meshVarAttachedCgroup      = "attached_cgroup"
-	meshVarCgroupLevels        = "cgroup_levels"
-	meshVarCutBackend          = "cut_backend"
-	meshVarCutDenied           = "cut_denied"
-	meshVarCutTag              = "cut_tag"
-	meshVarFirstBytes          = "first_bytes"
-	meshVarLookupNetns         = "lookup_netns"
-	meshVarMesh                = "mesh"
-	meshVarMeshAddress         = "mesh_address_"
-	meshVarMeshAlgorithm       = "mesh_algorithm_"
-	meshVarMeshBackend         = "mesh_backend_"
-	meshVarMeshCloseEvent      = "mesh_close_event_"
-	meshVarMeshDecision        = "mesh_decision_"
-	meshVarMeshEvent           = "mesh_event_"
-	meshVarMeshFlags           = "mesh_flags_"
-	meshVarMeshFrontend        = "mesh_frontend_"
-	meshVarMeshHas             = "mesh_has"
-	meshVarMeshKind            = "mesh_kind_"
-	meshVarMeshLimit           = "mesh_limit_"
-	meshVarMeshLimitState      = "mesh_limit_state_"
-	meshVarMeshListen          = "mesh_listen_"
-	meshVarMeshListener        = "mesh_listener_"
-	meshVarMeshLoad            = "mesh_load_"
-	meshVarMeshPolicyBlock     = "mesh_policy_block_"
-	meshVarMeshPolicyPort      = "mesh_policy_port_"
-	meshVarMeshPolicySet       = "mesh_policy_set_"
-	meshVarMeshPolicySource    = "mesh_policy_source_"
-	meshVarMeshReason          = "mesh_reason_"
-	meshVarMeshRole            = "mesh_role_"
-	meshVarMeshRules           = "mesh_rules_"
-	meshVarMeshTable           = "mesh_table_"
-	meshVarMeshTicket          = "mesh_ticket_"
-	meshVarMeshTold            = "mesh_told_"
-	meshVarMeshVerdict         = "mesh_verdict_"
-	meshVarMeshVerdictKey      = "mesh_verdict_key_"
-	meshVarMeshWorkload        = "mesh_workload_"
-	meshVarMeshWorkloadFlags   = "mesh_workload_flags_"
-	meshVarReaderAsleep        = "reader_asleep"
-	meshVarRefuseBytes         = "refuse_bytes"
-	meshVarSilent              = "silent"
-	meshVarSweepAll            = "sweep_all"
-	meshVarWakeupBytes         = "wakeup_bytes"
+	meshMapAccount              = "account"
+	meshMapAddresses            = "addresses"
+	meshMapBackends             = "backends"
+	meshMapCgroups              = "cgroups"
+	meshMapConnections          = "connections"
+	meshMapEvents               = "events"
+	meshMapFrontends            = "frontends"
+	meshMapLimitStates          = "limit_states"
+	meshMapLimits               = "limits"
+	meshMapListeners            = "listeners"
+	meshMapListens              = "listens"
+	meshMapLoads                = "loads"
+	meshMapLost                 = "lost"
+	meshMapLostTotals           = "lost_totals"
+	meshMapPolicyBlocks         = "policy_blocks"
+	meshMapPolicyPorts          = "policy_ports"
+	meshMapPolicySets           = "policy_sets"
+	meshMapPolicySources        = "policy_sources"
+	meshMapPools                = "pools"
+	meshMapSlots                = "slots"
+	meshMapTables               = "tables"
+	meshMapTickets              = "tickets"
+	meshMapTurns                = "turns"
+	meshMapVerdicts             = "verdicts"
+	meshMapWorkloads            = "workloads"
+	meshProgMeshAdopt           = "mesh_adopt"
+	meshProgMeshAdoptOwners     = "mesh_adopt_owners"
+	meshProgMeshConnect4        = "mesh_connect4"
+	meshProgMeshConnect4InMesh  = "mesh_connect4_in_mesh"
+	meshProgMeshConnect6        = "mesh_connect6"
+	meshProgMeshConnect6InMesh  = "mesh_connect6_in_mesh"
+	meshProgMeshCreate          = "mesh_create"
+	meshProgMeshCut             = "mesh_cut"
+	meshProgMeshLookup          = "mesh_lookup"
+	meshProgMeshPeername4       = "mesh_peername4"
+	meshProgMeshPeername6       = "mesh_peername6"
+	meshProgMeshRelease         = "mesh_release"
+	meshProgMeshSockops         = "mesh_sockops"
+	meshProgMeshSockopsInMesh   = "mesh_sockops_in_mesh"
+	meshProgMeshState           = "mesh_state"
+	meshProgMeshSweep           = "mesh_sweep"
+	meshVarAgentPid             = "agent_pid"
+	meshVarAttachedCgroup       = "attached_cgroup"
+	meshVarCgroupLevels         = "cgroup_levels"
+	meshVarCutBackend           = "cut_backend"
+	meshVarCutDenied            = "cut_denied"
+	meshVarCutTag               = "cut_tag"
+	meshVarFirstBytes           = "first_bytes"
+	meshVarLookupNetns          = "lookup_netns"
+	meshVarMesh                 = "mesh"
+	meshVarMeshAddress          = "mesh_address_"
+	meshVarMeshAlgorithm        = "mesh_algorithm_"
+	meshVarMeshBackend          = "mesh_backend_"
+	meshVarMeshCloseEvent       = "mesh_close_event_"
+	meshVarMeshConnectionInMesh = "mesh_connection_in_mesh_"
+	meshVarMeshDecision         = "mesh_decision_"
+	meshVarMeshEvent            = "mesh_event_"
+	meshVarMeshFlags            = "mesh_flags_"
+	meshVarMeshFrontend         = "mesh_frontend_"
+	meshVarMeshHas              = "mesh_has"
+	meshVarMeshKind             = "mesh_kind_"
+	meshVarMeshLimit            = "mesh_limit_"
+	meshVarMeshLimitState       = "mesh_limit_state_"
+	meshVarMeshListen           = "mesh_listen_"
+	meshVarMeshListener         = "mesh_listener_"
+	meshVarMeshLoad             = "mesh_load_"
+	meshVarMeshPolicyBlock      = "mesh_policy_block_"
+	meshVarMeshPolicyPort       = "mesh_policy_port_"
+	meshVarMeshPolicySet        = "mesh_policy_set_"
+	meshVarMeshPolicySource     = "mesh_policy_source_"
+	meshVarMeshReason           = "mesh_reason_"
+	meshVarMeshRole             = "mesh_role_"
+	meshVarMeshRules            = "mesh_rules_"
+	meshVarMeshTable            = "mesh_table_"
+	meshVarMeshTicket           = "mesh_ticket_"
+	meshVarMeshTold             = "mesh_told_"
+	meshVarMeshVerdict          = "mesh_verdict_"
+	meshVarMeshVerdictKey       = "mesh_verdict_key_"
+	meshVarMeshWorkload         = "mesh_workload_"
+	meshVarMeshWorkloadFlags    = "mesh_workload_flags_"
+	meshVarReaderAsleep         = "reader_asleep"
+	meshVarRefuseBytes          = "refuse_bytes"
+	meshVarSilent               = "silent"
+	meshVarSweepAll             = "sweep_all"
+	meshVarWakeupBytes          = "wakeup_bytes"
 )
 
 // loadMesh returns the embedded CollectionSpec for mesh.
@@ -508,7 +508,6 @@ type meshMapSpecs struct {
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
 	Cgroups       *ebpf.MapSpec `ebpf:"cgroups"`
 	Connections   *ebpf.MapSpec `ebpf:"connections"`
-	Decisions     *ebpf.MapSpec `ebpf:"decisions"`
 	Events        *ebpf.MapSpec `ebpf:"events"`
 	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
 	LimitStates   *ebpf.MapSpec `ebpf:"limit_states"`
@@ -535,49 +534,50 @@ type meshMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type meshVariableSpecs struct {
-	AgentPid          *ebpf.VariableSpec `ebpf:"agent_pid"`
-	AttachedCgroup    *ebpf.VariableSpec `ebpf:"attached_cgroup"`
-	CgroupLevels      *ebpf.VariableSpec `ebpf:"cgroup_levels"`
-	CutBackend        *ebpf.VariableSpec `ebpf:"cut_backend"`
-	CutDenied         *ebpf.VariableSpec `ebpf:"cut_denied"`
-	CutTag            *ebpf.VariableSpec `ebpf:"cut_tag"`
-	FirstBytes        *ebpf.VariableSpec `ebpf:"first_bytes"`
-	LookupNetns       *ebpf.VariableSpec `ebpf:"lookup_netns"`
-	Mesh              *ebpf.VariableSpec `ebpf:"mesh"`
-	MeshAddress       *ebpf.VariableSpec `ebpf:"mesh_address_"`
-	MeshAlgorithm     *ebpf.VariableSpec `ebpf:"mesh_algorithm_"`
-	MeshBackend       *ebpf.VariableSpec `ebpf:"mesh_backend_"`
-	MeshCloseEvent    *ebpf.VariableSpec `ebpf:"mesh_close_event_"`
-	MeshDecision      *ebpf.VariableSpec `ebpf:"mesh_decision_"`
-	MeshEvent         *ebpf.VariableSpec `ebpf:"mesh_event_"`
-	MeshFlags         *ebpf.VariableSpec `ebpf:"mesh_flags_"`
-	MeshFrontend      *ebpf.VariableSpec `ebpf:"mesh_frontend_"`
-	MeshHas           *ebpf.VariableSpec `ebpf:"mesh_has"`
-	MeshKind          *ebpf.VariableSpec `ebpf:"mesh_kind_"`
-	MeshLimit         *ebpf.VariableSpec `ebpf:"mesh_limit_"`
-	MeshLimitState    *ebpf.VariableSpec `ebpf:"mesh_limit_state_"`
-	MeshListen        *ebpf.VariableSpec `ebpf:"mesh_listen_"`
-	MeshListener      *ebpf.VariableSpec `ebpf:"mesh_listener_"`
-	MeshLoad          *ebpf.VariableSpec `ebpf:"mesh_load_"`
-	MeshPolicyBlock   *ebpf.VariableSpec `ebpf:"mesh_policy_block_"`
-	MeshPolicyPort    *ebpf.VariableSpec `ebpf:"mesh_policy_port_"`
-	MeshPolicySet     *ebpf.VariableSpec `ebpf:"mesh_policy_set_"`
-	MeshPolicySource  *ebpf.VariableSpec `ebpf:"mesh_policy_source_"`
-	MeshReason        *ebpf.VariableSpec `ebpf:"mesh_reason_"`
-	MeshRole          *ebpf.VariableSpec `ebpf:"mesh_role_"`
-	MeshRules         *ebpf.VariableSpec `ebpf:"mesh_rules_"`
-	MeshTable         *ebpf.VariableSpec `ebpf:"mesh_table_"`
-	MeshTicket        *ebpf.VariableSpec `ebpf:"mesh_ticket_"`
-	MeshTold          *ebpf.VariableSpec `ebpf:"mesh_told_"`
-	MeshVerdict       *ebpf.VariableSpec `ebpf:"mesh_verdict_"`
-	MeshVerdictKey    *ebpf.VariableSpec `ebpf:"mesh_verdict_key_"`
-	MeshWorkload      *ebpf.VariableSpec `ebpf:"mesh_workload_"`
-	MeshWorkloadFlags *ebpf.VariableSpec `ebpf:"mesh_workload_flags_"`
-	ReaderAsleep      *ebpf.VariableSpec `ebpf:"reader_asleep"`
-	RefuseBytes       *ebpf.VariableSpec `ebpf:"refuse_bytes"`
-	Silent            *ebpf.VariableSpec `ebpf:"silent"`
-	SweepAll          *ebpf.VariableSpec `ebpf:"sweep_all"`
-	WakeupBytes       *ebpf.VariableSpec `ebpf:"wakeup_bytes"`
+	AgentPid             *ebpf.VariableSpec `ebpf:"agent_pid"`
+	AttachedCgroup       *ebpf.VariableSpec `ebpf:"attached_cgroup"`
+	CgroupLevels         *ebpf.VariableSpec `ebpf:"cgroup_levels"`
+	CutBackend           *ebpf.VariableSpec `ebpf:"cut_backend"`
+	CutDenied            *ebpf.VariableSpec `ebpf:"cut_denied"`
+	CutTag               *ebpf.VariableSpec `ebpf:"cut_tag"`
+	FirstBytes           *ebpf.VariableSpec `ebpf:"first_bytes"`
+	LookupNetns          *ebpf.VariableSpec `ebpf:"lookup_netns"`
+	Mesh                 *ebpf.VariableSpec `ebpf:"mesh"`
+	MeshAddress          *ebpf.VariableSpec `ebpf:"mesh_address_"`
+	MeshAlgorithm        *ebpf.VariableSpec `ebpf:"mesh_algorithm_"`
+	MeshBackend          *ebpf.VariableSpec `ebpf:"mesh_backend_"`
+	MeshCloseEvent       *ebpf.VariableSpec `ebpf:"mesh_close_event_"`
+	MeshConnectionInMesh *ebpf.VariableSpec `ebpf:"mesh_connection_in_mesh_"`
+	MeshDecision         *ebpf.VariableSpec `ebpf:"mesh_decision_"`
+	MeshEvent            *ebpf.VariableSpec `ebpf:"mesh_event_"`
+	MeshFlags            *ebpf.VariableSpec `ebpf:"mesh_flags_"`
+	MeshFrontend         *ebpf.VariableSpec `ebpf:"mesh_frontend_"`
+	MeshHas              *ebpf.VariableSpec `ebpf:"mesh_has"`
+	MeshKind             *ebpf.VariableSpec `ebpf:"mesh_kind_"`
+	MeshLimit            *ebpf.VariableSpec `ebpf:"mesh_limit_"`
+	MeshLimitState       *ebpf.VariableSpec `ebpf:"mesh_limit_state_"`
+	MeshListen           *ebpf.VariableSpec `ebpf:"mesh_listen_"`
+	MeshListener         *ebpf.VariableSpec `ebpf:"mesh_listener_"`
+	MeshLoad             *ebpf.VariableSpec `ebpf:"mesh_load_"`
+	MeshPolicyBlock      *ebpf.VariableSpec `ebpf:"mesh_policy_block_"`
+	MeshPolicyPort       *ebpf.VariableSpec `ebpf:"mesh_policy_port_"`
+	MeshPolicySet        *ebpf.VariableSpec `ebpf:"mesh_policy_set_"`
+	MeshPolicySource     *ebpf.VariableSpec `ebpf:"mesh_policy_source_"`
+	MeshReason           *ebpf.VariableSpec `ebpf:"mesh_reason_"`
+	MeshRole             *ebpf.VariableSpec `ebpf:"mesh_role_"`
+	MeshRules            *ebpf.VariableSpec `ebpf:"mesh_rules_"`
+	MeshTable            *ebpf.VariableSpec `ebpf:"mesh_table_"`
+	MeshTicket           *ebpf.VariableSpec `ebpf:"mesh_ticket_"`
+	MeshTold             *ebpf.VariableSpec `ebpf:"mesh_told_"`
+	MeshVerdict          *ebpf.VariableSpec `ebpf:"mesh_verdict_"`
+	MeshVerdictKey       *ebpf.VariableSpec `ebpf:"mesh_verdict_key_"`
+	MeshWorkload         *ebpf.VariableSpec `ebpf:"mesh_workload_"`
+	MeshWorkloadFlags    *ebpf.VariableSpec `ebpf:"mesh_workload_flags_"`
+	ReaderAsleep         *ebpf.VariableSpec `ebpf:"reader_asleep"`
+	RefuseBytes          *ebpf.VariableSpec `ebpf:"refuse_bytes"`
+	Silent               *ebpf.VariableSpec `ebpf:"silent"`
+	SweepAll             *ebpf.VariableSpec `ebpf:"sweep_all"`
+	WakeupBytes          *ebpf.VariableSpec `ebpf:"wakeup_bytes"`
 }
 
 // meshObjects contains all objects after they have been loaded into the kernel.
@@ -605,7 +605,6 @@ type meshMaps struct {
 	Backends      *ebpf.Map `ebpf:"backends"`
 	Cgroups       *ebpf.Map `ebpf:"cgroups"`
 	Connections   *ebpf.Map `ebpf:"connections"`
-	Decisions     *ebpf.Map `ebpf:"decisions"`
 	Events        *ebpf.Map `ebpf:"events"`
 	Frontends     *ebpf.Map `ebpf:"frontends"`
 	LimitStates   *ebpf.Map `ebpf:"limit_states"`
@@ -635,7 +634,6 @@ func (m *meshMaps) Close() error {
 		m.Backends,
 		m.Cgroups,
 		m.Connections,
-		m.Decisions,
 		m.Events,
 		m.Frontends,
 		m.LimitStates,
@@ -663,49 +661,50 @@ func (m *meshMaps) Close() error {
 //
 // It can be passed to loadMeshObjects or ebpf.CollectionSpec.LoadAndAssign.
 type meshVariables struct {
-	AgentPid          *ebpf.Variable `ebpf:"agent_pid"`
-	AttachedCgroup    *ebpf.Variable `ebpf:"attached_cgroup"`
-	CgroupLevels      *ebpf.Variable `ebpf:"cgroup_levels"`
-	CutBackend        *ebpf.Variable `ebpf:"cut_backend"`
-	CutDenied         *ebpf.Variable `ebpf:"cut_denied"`
-	CutTag            *ebpf.Variable `ebpf:"cut_tag"`
-	FirstBytes        *ebpf.Variable `ebpf:"first_bytes"`
-	LookupNetns       *ebpf.Variable `ebpf:"lookup_netns"`
-	Mesh              *ebpf.Variable `ebpf:"mesh"`
-	MeshAddress       *ebpf.Variable `ebpf:"mesh_address_"`
-	MeshAlgorithm     *ebpf.Variable `ebpf:"mesh_algorithm_"`
-	MeshBackend       *ebpf.Variable `ebpf:"mesh_backend_"`
-	MeshCloseEvent    *ebpf.Variable `ebpf:"mesh_close_event_"`
-	MeshDecision      *ebpf.Variable `ebpf:"mesh_decision_"`
-	MeshEvent         *ebpf.Variable `ebpf:"mesh_event_"`
-	MeshFlags         *ebpf.Variable `ebpf:"mesh_flags_"`
-	MeshFrontend      *ebpf.Variable `ebpf:"mesh_frontend_"`
-	MeshHas           *ebpf.Variable `ebpf:"mesh_has"`
-	MeshKind          *ebpf.Variable `ebpf:"mesh_kind_"`
-	MeshLimit         *ebpf.Variable `ebpf:"mesh_limit_"`
-	MeshLimitState    *ebpf.Variable `ebpf:"mesh_limit_state_"`
-	MeshListen        *ebpf.Variable `ebpf:"mesh_listen_"`
-	MeshListener      *ebpf.Variable `ebpf:"mesh_listener_"`
-	MeshLoad          *ebpf.Variable `ebpf:"mesh_load_"`
-	MeshPolicyBlock   *ebpf.Variable `ebpf:"mesh_policy_block_"`
-	MeshPolicyPort    *ebpf.Variable `ebpf:"mesh_policy_port_"`
-	MeshPolicySet     *ebpf.Variable `ebpf:"mesh_policy_set_"`
-	MeshPolicySource  *ebpf.Variable `ebpf:"mesh_policy_source_"`
-	MeshReason        *ebpf.Variable `ebpf:"mesh_reason_"`
-	MeshRole          *ebpf.Variable `ebpf:"mesh_role_"`
-	MeshRules         *ebpf.Variable `ebpf:"mesh_rules_"`
-	MeshTable         *ebpf.Variable `ebpf:"mesh_table_"`
-	MeshTicket        *ebpf.Variable `ebpf:"mesh_ticket_"`
-	MeshTold          *ebpf.Variable `ebpf:"mesh_told_"`
-	MeshVerdict       *ebpf.Variable `ebpf:"mesh_verdict_"`
-	MeshVerdictKey    *ebpf.Variable `ebpf:"mesh_verdict_key_"`
-	MeshWorkload      *ebpf.Variable `ebpf:"mesh_workload_"`
-	MeshWorkloadFlags *ebpf.Variable `ebpf:"mesh_workload_flags_"`
-	ReaderAsleep      *ebpf.Variable `ebpf:"reader_asleep"`
-	RefuseBytes       *ebpf.Variable `ebpf:"refuse_bytes"`
-	Silent            *ebpf.Variable `ebpf:"silent"`
-	SweepAll          *ebpf.Variable `ebpf:"sweep_all"`
-	WakeupBytes       *ebpf.Variable `ebpf:"wakeup_bytes"`
+	AgentPid             *ebpf.Variable `ebpf:"agent_pid"`
+	AttachedCgroup       *ebpf.Variable `ebpf:"attached_cgroup"`
+	CgroupLevels         *ebpf.Variable `ebpf:"cgroup_levels"`
+	CutBackend           *ebpf.Variable `ebpf:"cut_backend"`
+	CutDenied            *ebpf.Variable `ebpf:"cut_denied"`
+	CutTag               *ebpf.Variable `ebpf:"cut_tag"`
+	FirstBytes           *ebpf.Variable `ebpf:"first_bytes"`
+	LookupNetns          *ebpf.Variable `ebpf:"lookup_netns"`
+	Mesh                 *ebpf.Variable `ebpf:"mesh"`
+	MeshAddress          *ebpf.Variable `ebpf:"mesh_address_"`
+	MeshAlgorithm        *ebpf.Variable `ebpf:"mesh_algorithm_"`
+	MeshBackend          *ebpf.Variable `ebpf:"mesh_backend_"`
+	MeshCloseEvent       *ebpf.Variable `ebpf:"mesh_close_event_"`
+	MeshConnectionInMesh *ebpf.Variable `ebpf:"mesh_connection_in_mesh_"`
+	MeshDecision         *ebpf.Variable `ebpf:"mesh_decision_"`
+	MeshEvent            *ebpf.Variable `ebpf:"mesh_event_"`
+	MeshFlags            *ebpf.Variable `ebpf:"mesh_flags_"`
+	MeshFrontend         *ebpf.Variable `ebpf:"mesh_frontend_"`
+	MeshHas              *ebpf.Variable `ebpf:"mesh_has"`
+	MeshKind             *ebpf.Variable `ebpf:"mesh_kind_"`
+	MeshLimit            *ebpf.Variable `ebpf:"mesh_limit_"`
+	MeshLimitState       *ebpf.Variable `ebpf:"mesh_limit_state_"`
+	MeshListen           *ebpf.Variable `ebpf:"mesh_listen_"`
+	MeshListener         *ebpf.Variable `ebpf:"mesh_listener_"`
+	MeshLoad             *ebpf.Variable `ebpf:"mesh_load_"`
+	MeshPolicyBlock      *ebpf.Variable `ebpf:"mesh_policy_block_"`
+	MeshPolicyPort       *ebpf.Variable `ebpf:"mesh_policy_port_"`
+	MeshPolicySet        *ebpf.Variable `ebpf:"mesh_policy_set_"`
+	MeshPolicySource     *ebpf.Variable `ebpf:"mesh_policy_source_"`
+	MeshReason           *ebpf.Variable `ebpf:"mesh_reason_"`
+	MeshRole             *ebpf.Variable `ebpf:"mesh_role_"`
+	MeshRules            *ebpf.Variable `ebpf:"mesh_rules_"`
+	MeshTable            *ebpf.Variable `ebpf:"mesh_table_"`
+	MeshTicket           *ebpf.Variable `ebpf:"mesh_ticket_"`
+	MeshTold             *ebpf.Variable `ebpf:"mesh_told_"`
+	MeshVerdict          *ebpf.Variable `ebpf:"mesh_verdict_"`
+	MeshVerdictKey       *ebpf.Variable `ebpf:"mesh_verdict_key_"`
+	MeshWorkload         *ebpf.Variable `ebpf:"mesh_workload_"`
+	MeshWorkloadFlags    *ebpf.Variable `ebpf:"mesh_workload_flags_"`
+	ReaderAsleep         *ebpf.Variable `ebpf:"reader_asleep"`
+	RefuseBytes          *ebpf.Variable `ebpf:"refuse_bytes"`
+	Silent               *ebpf.Variable `ebpf:"silent"`
+	SweepAll             *ebpf.Variable `ebpf:"sweep_all"`
+	WakeupBytes          *ebpf.Variable `ebpf:"wakeup_bytes"`
 }
 
 // meshPrograms contains all programs after they have been loaded into the kernel.

@@ -55,10 +55,15 @@ func Load(options Options) (*Datapath, error) {
 	}
 	for name, value := range map[string]any{
 		bpf.WakeupBytes: options.WakeupBytes, bpf.AttachedCgroup: id, bpf.FirstBytes: options.FirstBytes, bpf.Silent: silentBits(options.Silent),
-		bpf.Mesh: options.Mesh != nil, bpf.RefuseBytes: uint64(options.RingBytes) / 2,
+		bpf.RefuseBytes: uint64(options.RingBytes) / 2,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	if options.Mesh != nil {
+		if err := bpf.WithMesh(spec); err != nil {
+			return nil, err
 		}
 	}
 	for name, size := range options.Mesh {

@@ -29,7 +29,7 @@ func TestVerifierCounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Without a mesh those of a mesh are empty, and the others what they are.
-	if err := spec.Variables[bpf.Mesh].Set(true); err != nil {
+	if err := bpf.WithMesh(spec); err != nil {
 		t.Fatal(err)
 	}
 	spec.Maps[bpf.EventsMap].MaxEntries = uint32(unix.Getpagesize())

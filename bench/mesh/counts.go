@@ -60,10 +60,13 @@ func newCounted(cgroup datapath.Cgroup, s *model.Snapshot, burn int) (_ *counted
 	if err := unix.Stat(cgroup.Dir, &stat); err != nil {
 		return nil, fmt.Errorf("stat cgroup: %w", err)
 	}
-	for name, value := range map[string]any{bpf.WakeupBytes: ^uint64(0), bpf.AttachedCgroup: stat.Ino, bpf.FirstBytes: true, bpf.Mesh: true} {
+	for name, value := range map[string]any{bpf.WakeupBytes: ^uint64(0), bpf.AttachedCgroup: stat.Ino, bpf.FirstBytes: true} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)
 		}
+	}
+	if err := bpf.WithMesh(spec); err != nil {
+		return nil, err
 	}
 	for name, size := range sizes.MaxEntries() {
 		spec.Maps[name].MaxEntries = size

@@ -24,16 +24,16 @@ static __always_inline struct mesh_connection *connection_create(struct bpf_sock
 }
 
 /*
- * State for a socket's next connection; again: it has had one. What its last one had is left to whoever still looks at it: a sweep holds no lock, and would
- * tell of the one connection what it takes over of the other.
+ * State for a socket's next connection. What its last one had is left to whoever still looks at it: a sweep holds no lock, and would tell of the one
+ * connection what it takes over of the other.
  */
-static __always_inline struct mesh_connection *connection_renew(struct bpf_sock *sk, bool *again)
+static __always_inline struct mesh_connection *connection_renew(const bool in_mesh, struct bpf_sock *sk)
 {
 	struct mesh_connection *conn = connection_create(sk);
 
-	*again = conn && conn->phase != MESH_IDLE;
-	if (!*again)
+	if (!conn || conn->phase == MESH_IDLE)
 		return conn;
+	decided_abandoned(decided_of(in_mesh, conn));
 	bpf_sk_storage_delete(&connections, sk);
 	return connection_create(sk);
 }
@@ -58,14 +58,14 @@ static __always_inline void connection_identify(struct mesh_connection *conn, st
  * cgroup/connect4 and 6: connect() was called. A later connect() of the same socket starts a new connection. NULL: it is none of ours, or
  * there is no room for its state.
  */
-static __always_inline struct mesh_connection *connection_called(struct bpf_sock_addr *ctx, bool *again)
+static __always_inline struct mesh_connection *connection_called(const bool in_mesh, struct bpf_sock_addr *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct mesh_connection *conn;
 
 	if (!sk || ctx->protocol != IPPROTO_TCP)
 		return NULL;
-	conn = connection_renew(sk, again);
+	conn = connection_renew(in_mesh, sk);
 	if (!conn)
 		return NULL;
 	owner_from_current(&conn->event.owner);
@@ -80,7 +80,7 @@ static __always_inline void connection_connect(const bool in_mesh, struct bpf_so
 	struct bpf_sock *sk = ctx->sk;
 	struct mesh_connection *conn;
 	struct mesh_decided *decided;
-	bool called, again;
+	bool called;
 	__u64 now;
 
 	if (!sk)
@@ -90,8 +90,8 @@ static __always_inline void connection_connect(const bool in_mesh, struct bpf_so
 	/* Else no connect hook ran on this very socket: an MPTCP subflow, or we attached between the two hooks. */
 	called = conn && conn->phase == MESH_CALLED;
 	if (!called)
-		conn = connection_renew(sk, &again);
-	decided = decided_find(in_mesh, sk, conn);
+		conn = connection_renew(in_mesh, sk);
+	decided = decided_of(in_mesh, conn);
 	decided_sent(decided);
 	if (in_mesh && mesh_has & MESH_HAS_POLICIES)
 		inbound_announce(decided, sk);
@@ -129,7 +129,7 @@ static __always_inline void connection_established(const bool in_mesh, struct bp
 		return;
 	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
 	now = bpf_ktime_get_ns();
-	decided = decided_find(in_mesh, sk, conn);
+	decided = decided_of(in_mesh, conn);
 	decided_established(decided);
 	if (conn && conn->phase == MESH_CONNECTING) {
 		tells = MESH_TOLD_ATTEMPT | MESH_TOLD_ESTABLISHED;
@@ -149,7 +149,7 @@ static __always_inline void connection_established(const bool in_mesh, struct bp
 		connection_identify(conn, ctx, sk, MESH_SERVER);
 		if (in_mesh)
 			conn->looks = 0;
-		decided = inbound_admitted(in_mesh, sk, conn);
+		decided = inbound_admitted(in_mesh, conn);
 		conn->event.start_ns = now;
 		tells = MESH_TOLD_ESTABLISHED;
 		account_add(established[MESH_SERVER]);
@@ -208,12 +208,11 @@ static __always_inline void connection_listen(const bool in_mesh, struct bpf_soc
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct mesh_connection *conn;
-	bool again;
 
 	if (!sk)
 		return;
 	stateless_forget(ctx);
-	conn = connection_renew(sk, &again);
+	conn = connection_renew(in_mesh, sk);
 	if (!conn)
 		return;
 	owner_from_current(&conn->event.owner);
@@ -286,7 +285,7 @@ static __always_inline void connection_close(const bool in_mesh, struct bpf_sock
 		return;
 	}
 	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
-	decided = decided_find(in_mesh, sk, conn);
+	decided = decided_of(in_mesh, conn);
 	decided_ended(decided, old_state != BPF_TCP_SYN_SENT && old_state != BPF_TCP_SYN_RECV);
 	if (conn) {
 		/* Another program asked for these callbacks, and mesh_state sees the end too. */

@@ -94,7 +94,7 @@ static __always_inline void cut_connection(struct sock_common *skc, struct tcp_s
 	conn = bpf_sk_storage_get(&connections, tp, NULL, 0);
 	if (!conn)
 		return;
-	d = bpf_sk_storage_get(&decisions, tp, NULL, 0);
+	d = decided_of(true, conn);
 	if (d && cut_is_drained(d)) {
 		bpf_sock_destroy(skc);
 		return;

@@ -42,7 +42,6 @@ struct decide_call {
 	__u32 source; /* class */
 	__u32 affinity;
 	__u8 reason; /* enum mesh_reason; MESH_OK: it may */
-	bool again; /* the socket has had a connect() before */
 };
 
 /*
@@ -193,37 +192,26 @@ static __always_inline void decide_within(struct decide_call *call, struct mesh_
 		d->limit = 0;
 }
 
-/* What was decided of the socket's last connection is not to be taken for this one's. */
-static __always_inline void decide_forget(struct bpf_sock *sk)
-{
-	struct mesh_decided *last = decided_find(true, sk, NULL);
-
-	if (!last)
-		return;
-	decided_abandoned(last);
-	bpf_sk_storage_delete(&decisions, sk);
-}
-
-/* Keeps the decision with the socket. Without room for it nothing could be given back, so there is no connection. */
-static __always_inline bool decide_keep(struct bpf_sock *sk, const struct decide_call *call, const struct mesh_decision *d)
+/* Keeps the decision with the connection. Without room for it nothing could be given back, so there is no connection. */
+static __always_inline bool decide_keep(struct mesh_connection *conn, const struct decide_call *call,
+					const struct mesh_decision *d)
 {
 	struct mesh_decided *decided;
 	struct mesh_load *load;
 	__u32 backend = d->backend;
 
-	decided = bpf_sk_storage_get(&decisions, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!decided) {
+	if (!conn) {
 		limit_give(call->limits[0], MESH_HOLDS_OPEN | MESH_HOLDS_CONNECTING);
 		limit_give(call->limits[1], MESH_HOLDS_OPEN | MESH_HOLDS_CONNECTING);
 		return false;
 	}
-	/* What a connect() left that failed before its SYN: an element can be there from when there was no room for the connection's state. */
-	decided_abandoned(decided);
+	decided = decided_room(conn);
 	decided->decision = *d;
 	decided->limits[0] = call->limits[0];
 	decided->limits[1] = call->limits[1];
 	decided->source = call->source;
 	decided->holds = call->limits[0] | call->limits[1] ? MESH_HOLDS_OPEN | MESH_HOLDS_CONNECTING : 0;
+	conn->event.flags |= MESH_DECIDED;
 	if (!backend)
 		return true;
 	load = bpf_map_lookup_elem(&loads, &backend);
@@ -269,9 +257,6 @@ static __always_inline __u8 decide(struct bpf_sock_addr *ctx, struct bpf_sock *s
 	/* Read a moment ago, when the call was noted. */
 	__u64 start = conn ? conn->event.start_ns : bpf_ktime_get_ns();
 
-	/* A socket that is new to us has no past, or one that decide_keep finds. */
-	if (!conn || call->again)
-		decide_forget(sk);
 	if (decide_is_agent())
 		return MESH_OK;
 	decide_unspecified(sk, &call->dialled);
@@ -297,11 +282,8 @@ static __always_inline __u8 decide(struct bpf_sock_addr *ctx, struct bpf_sock *s
 		if (!d.service && !d.policy_set && !call->limits[1])
 			return MESH_OK;
 		d.decision_ns = bpf_ktime_get_ns() - start;
-		if (decide_keep(sk, call, &d)) {
-			if (conn)
-				conn->event.flags |= MESH_DECIDED;
+		if (decide_keep(conn, call, &d))
 			return MESH_OK;
-		}
 		call->reason = MESH_OTHER;
 	}
 	d.decision_ns = bpf_ktime_get_ns() - start;

@@ -6,13 +6,16 @@
 #include "identity.h"
 #include "limit.h"
 
-/* conn: NULL when there is no state, which says nothing about whether there was a decision. */
-static __always_inline struct mesh_decided *decided_find(const bool in_mesh, struct bpf_sock *sk,
-							 const struct mesh_connection *conn)
+/* The room for it in a connection's state; for programs that run where there is a mesh only: elsewhere there is none. */
+static __always_inline struct mesh_decided *decided_room(struct mesh_connection *conn)
 {
-	if (!in_mesh || (conn && !(conn->event.flags & MESH_DECIDED)))
-		return NULL;
-	return bpf_sk_storage_get(&decisions, sk, NULL, 0);
+	return &((struct mesh_connection_in_mesh *)conn)->decided;
+}
+
+/* NULL: nothing was decided, or there is no state. */
+static __always_inline struct mesh_decided *decided_of(const bool in_mesh, struct mesh_connection *conn)
+{
+	return in_mesh && conn && conn->event.flags & MESH_DECIDED ? decided_room(conn) : NULL;
 }
 
 /*

@@ -4,6 +4,7 @@
 #define SIDELIGHT_INBOUND_H
 
 #include "address.h"
+#include "decided.h"
 #include "identity.h"
 #include "listener.h"
 #include "policy.h"
@@ -110,8 +111,7 @@ static __always_inline void inbound_admit(const struct mesh_ticket *ticket, cons
 }
 
 /* PASSIVE_ESTABLISHED_CB: what was said of the SYN stays with the socket, for its line, and for who revokes it. */
-static __always_inline struct mesh_decided *inbound_admitted(const bool in_mesh, struct bpf_sock *sk,
-							     struct mesh_connection *conn)
+static __always_inline struct mesh_decided *inbound_admitted(const bool in_mesh, struct mesh_connection *conn)
 {
 	struct mesh_ticket ticket = {.client_port = conn->event.peer_port, .server_port = conn->event.local_port};
 	struct mesh_admission *admission;
@@ -124,7 +124,7 @@ static __always_inline struct mesh_decided *inbound_admitted(const bool in_mesh,
 	admission = bpf_map_lookup_elem(&tickets, &ticket);
 	if (!admission)
 		return NULL;
-	d = admission->destination ? bpf_sk_storage_get(&decisions, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE) : NULL;
+	d = admission->destination ? decided_room(conn) : NULL;
 	if (d) {
 		d->source = admission->source;
 		d->decision.destination = admission->destination;

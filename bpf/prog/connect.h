@@ -15,9 +15,9 @@ static __always_inline int connect_refuse(__u8 reason)
 	return 0;
 }
 
-static __always_inline int connect_decide4(struct bpf_sock_addr *ctx, struct mesh_connection *conn, bool again)
+static __always_inline int connect_decide4(struct bpf_sock_addr *ctx, struct mesh_connection *conn)
 {
-	struct decide_call call = {.again = again};
+	struct decide_call call = {};
 	struct bpf_sock *sk = ctx->sk;
 
 	if (!sk || ctx->protocol != IPPROTO_TCP)
@@ -31,9 +31,9 @@ static __always_inline int connect_decide4(struct bpf_sock_addr *ctx, struct mes
 	return 1;
 }
 
-static __always_inline int connect_decide6(struct bpf_sock_addr *ctx, struct mesh_connection *conn, bool again)
+static __always_inline int connect_decide6(struct bpf_sock_addr *ctx, struct mesh_connection *conn)
 {
-	struct decide_call call = {.again = again};
+	struct decide_call call = {};
 	__u32 *word = (__u32 *)call.dialled.addr;
 	struct bpf_sock *sk = ctx->sk;
 
@@ -58,18 +58,14 @@ static __always_inline int connect_decide6(struct bpf_sock_addr *ctx, struct mes
 SEC("cgroup/connect4")
 int mesh_connect4(struct bpf_sock_addr *ctx)
 {
-	bool again;
-
-	connection_called(ctx, &again);
+	connection_called(false, ctx);
 	return 1;
 }
 
 SEC("cgroup/connect6")
 int mesh_connect6(struct bpf_sock_addr *ctx)
 {
-	bool again;
-
-	connection_called(ctx, &again);
+	connection_called(false, ctx);
 	return 1;
 }
 
@@ -77,25 +73,23 @@ int mesh_connect6(struct bpf_sock_addr *ctx)
 SEC("cgroup/connect4")
 int mesh_connect4_in_mesh(struct bpf_sock_addr *ctx)
 {
-	bool again = false;
 	struct mesh_connection *conn;
 
 	if (!mesh)
 		return 1;
-	conn = connection_called(ctx, &again);
-	return connect_decide4(ctx, conn, again);
+	conn = connection_called(true, ctx);
+	return connect_decide4(ctx, conn);
 }
 
 SEC("cgroup/connect6")
 int mesh_connect6_in_mesh(struct bpf_sock_addr *ctx)
 {
-	bool again = false;
 	struct mesh_connection *conn;
 
 	if (!mesh)
 		return 1;
-	conn = connection_called(ctx, &again);
-	return connect_decide6(ctx, conn, again);
+	conn = connection_called(true, ctx);
+	return connect_decide6(ctx, conn);
 }
 
 /* getpeername() says what was dialled. The next two are attached only while there is a mesh, as are mesh_create and mesh_release. */
@@ -106,7 +100,9 @@ static __always_inline const struct mesh_decision *peername_decision(struct bpf_
 
 	if (!sk || ctx->protocol != IPPROTO_TCP)
 		return NULL;
-	d = decided_find(true, sk, NULL);
+	if (!mesh)
+		return NULL;
+	d = decided_of(true, bpf_sk_storage_get(&connections, sk, NULL, 0));
 	/* One that was given up, or is over, has been another's address since. */
 	return d && d->decision.service && d->holds & MESH_HOLDS_IN_FLIGHT ? &d->decision : NULL;
 }
@@ -166,8 +162,8 @@ int mesh_create(struct bpf_sock *ctx)
 SEC("cgroup/sock_release")
 int mesh_release(struct bpf_sock *ctx)
 {
-	if (ctx->protocol == IPPROTO_TCP)
-		decided_abandoned(decided_find(true, ctx, NULL));
+	if (mesh && ctx->protocol == IPPROTO_TCP)
+		decided_abandoned(decided_of(true, bpf_sk_storage_get(&connections, ctx, NULL, 0)));
 	return 1;
 }
 

@@ -103,7 +103,6 @@ int mesh_sweep(struct bpf_iter__bpf_sk_storage_map *ctx)
 	struct seq_file *seq = ctx->meta->seq;
 	struct mesh_told_close record;
 	struct mesh_connection *conn;
-	struct mesh_decided *decided = NULL;
 	__u32 size = sizeof(record.close);
 	struct sock *sk = ctx->sk;
 	struct tcp_sock *tp;
@@ -143,13 +142,8 @@ int mesh_sweep(struct bpf_iter__bpf_sk_storage_map *ctx)
 	 * written now is thrown away: then nothing may have been taken over as told.
 	 */
 	if (mesh && record.close.event.flags & MESH_DECIDED) {
-		decided = bpf_sk_storage_get(&decisions, sk, NULL, 0);
-		if (decided) {
-			record.decision = decided->decision;
-			size = sizeof(record);
-		} else {
-			record.close.event.flags &= ~MESH_DECIDED;
-		}
+		record.decision = decided_room(conn)->decision;
+		size = sizeof(record);
 	}
 	if (seq->count + size >= seq->size) {
 		bpf_seq_write(seq, &record, size);
