@@ -270,7 +270,6 @@ static __always_inline void connection_close(const bool in_mesh, struct bpf_sock
 	struct bpf_sock *sk = ctx->sk;
 	struct mesh_told_close out;
 	struct mesh_connection *conn;
-	struct mesh_decided *decided;
 	struct tcp_sock *tp;
 	/* Once, at its place: clang moves the context's pointer for a second look, which the verifier does not allow. */
 	__u32 old_state = *(volatile __u32 *)&ctx->args[0];
@@ -285,20 +284,17 @@ static __always_inline void connection_close(const bool in_mesh, struct bpf_sock
 		return;
 	}
 	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
-	decided = decided_of(in_mesh, conn);
-	decided_ended(decided, old_state != BPF_TCP_SYN_SENT && old_state != BPF_TCP_SYN_RECV);
+	decided_ended(decided_of(in_mesh, conn), old_state != BPF_TCP_SYN_SENT && old_state != BPF_TCP_SYN_RECV);
 	if (conn) {
 		/* Another program asked for these callbacks, and mesh_state sees the end too. */
 		if (conn->traced || !end_begin(conn, &out.close))
 			return;
+		if (in_mesh && out.close.event.flags & MESH_DECIDED)
+			out.decision = decided_room(conn)->decision;
 	} else if (!stateless_end(ctx, tp, &out.close)) {
 		return;
 	}
 	out.close.event.event_ns = bpf_ktime_get_ns();
-	if (decided) {
-		out.close.event.flags |= MESH_DECIDED;
-		out.decision = decided->decision;
-	}
 	end_tell(in_mesh, &out, conn, tp, old_state);
 }
 
