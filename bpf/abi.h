@@ -156,6 +156,7 @@ enum mesh_verdict {
 };
 
 #define MESH_NO_RULE 0xffff
+#define MESH_UNATTENDED 0xfffe /* denied, because there has been no agent for longer than is allowed */
 
 /* Whose sums a lost MESH_CLOSE goes to: the facts that an edge is made of. */
 struct mesh_lost_key {
@@ -206,6 +207,7 @@ struct mesh_account {
 	__u64 totalled; /* the same where `lost` was full too: they went into `lost_totals` */
 	__u64 listeners_failed; /* listeners of workloads that could not be noted: nobody judges who connects to them by that */
 	__u64 refused[MESH_ROLE_COUNT]; /* by the mesh; of clients they are in `attempts` and in `failed` too */
+	__u64 strays; /* packets to a listener that were left over from a connection that had just ended, and dropped */
 };
 
 /*
@@ -248,6 +250,8 @@ struct mesh_backend {
 	__u32 tag; /* distinguishes the users of an index, one after the other */
 	__u32 workload; /* index into `workloads`; 0: none */
 	__u32 weight;
+	__u32 service; /* id of whose it is; 0: nobody's, the index is free */
+	__u32 reserved2;
 };
 
 /* What the kernel counts of a backend: written by programs only. */
@@ -335,6 +339,42 @@ struct mesh_limit_counts {
 	__u64 rejected_rate;
 };
 
+/*
+ * What agents leave each other, one after the other: how far the ring was read, and what had been read by then. Written by user space only, each of the two
+ * pairs by writing the half that is not in force and then the number, whose lowest bit says which half is: whoever is killed in between leaves the
+ * other one.
+ */
+struct mesh_counted {
+	__u64 position; /* in the ring: records before it are in the sums */
+	__u64 received;
+	__u64 decode_failed;
+	__u64 decoded[MESH_KIND_COUNT]; /* by kind, those of sweeps too */
+};
+
+struct mesh_logged {
+	__u64 position; /* in the ring: connections that ended before it have their lines */
+	__u64 device; /* of the access log's file then; 0: it is none */
+	__u64 inode;
+	__u64 size; /* of that file then */
+};
+
+struct mesh_ledger {
+	__u64 counted_number;
+	struct mesh_counted counted[2];
+	__u64 logged_number;
+	struct mesh_logged logged[2];
+	__u64 agents; /* how many there were, this one included */
+	__u64 agent_pid; /* of the last, in its PID namespace */
+	__u64 stopped; /* it ended by itself: what it read is exported */
+	__u64 began_ns; /* CLOCK_MONOTONIC: when it began to attend to the programs */
+	__u8 version[64]; /* its version */
+};
+
+/* How long the programs have been alone. Written by user space only. */
+struct mesh_watchdog {
+	__u64 alive_ns; /* CLOCK_MONOTONIC: an agent was there, every second */
+};
+
 #pragma clang diagnostic pop
 
 _Static_assert(sizeof(struct mesh_owner) == 32, "mesh_owner");
@@ -343,12 +383,12 @@ _Static_assert(sizeof(struct mesh_close_event) == 208, "mesh_close_event");
 _Static_assert(sizeof(struct mesh_decision) == 64, "mesh_decision");
 _Static_assert(sizeof(struct mesh_frontend) == 20, "mesh_frontend");
 _Static_assert(sizeof(struct mesh_table) == 32, "mesh_table");
-_Static_assert(sizeof(struct mesh_backend) == 32, "mesh_backend");
+_Static_assert(sizeof(struct mesh_backend) == 40, "mesh_backend");
 _Static_assert(sizeof(struct mesh_load) == 32, "mesh_load");
 _Static_assert(sizeof(struct mesh_workload) == 24, "mesh_workload");
 _Static_assert(sizeof(struct mesh_policy_set) == 176, "mesh_policy_set");
 _Static_assert(sizeof(struct mesh_lost_key) == 40, "mesh_lost_key");
 _Static_assert(sizeof(struct mesh_lost) == 88, "mesh_lost");
-_Static_assert(sizeof(struct mesh_account) == 8 * (1 + 3 + 3 + 1 + 3 + 5 + 5 + 5 + 3 + 8 + 1 + 3), "mesh_account");
+_Static_assert(sizeof(struct mesh_account) == 8 * (1 + 3 + 3 + 1 + 3 + 5 + 5 + 5 + 3 + 8 + 1 + 3 + 1), "mesh_account");
 
 #endif

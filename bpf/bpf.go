@@ -13,7 +13,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 )
 
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -no-global-types -target bpfel -type mesh_event -type mesh_close_event -type mesh_account -type mesh_lost_key -type mesh_lost -type mesh_decision -type mesh_frontend -type mesh_table -type mesh_backend -type mesh_load -type mesh_workload -type mesh_limit -type mesh_limit_state -type mesh_rules -type mesh_policy_set -type mesh_policy_source -type mesh_policy_block -type mesh_policy_port -type mesh_verdict_key -type mesh_address -type mesh_listen -type mesh_listener -type mesh_verdict -type mesh_algorithm -type mesh_workload_flags -type mesh_told -type mesh_flags -type mesh_kind -type mesh_role -type mesh_reason mesh mesh.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -no-global-types -target bpfel -type mesh_event -type mesh_close_event -type mesh_account -type mesh_lost_key -type mesh_lost -type mesh_decision -type mesh_frontend -type mesh_table -type mesh_backend -type mesh_load -type mesh_workload -type mesh_limit -type mesh_limit_state -type mesh_rules -type mesh_policy_set -type mesh_policy_source -type mesh_policy_block -type mesh_policy_port -type mesh_verdict_key -type mesh_address -type mesh_listen -type mesh_listener -type mesh_ledger -type mesh_counted -type mesh_logged -type mesh_watchdog -type mesh_verdict -type mesh_algorithm -type mesh_workload_flags -type mesh_told -type mesh_flags -type mesh_kind -type mesh_role -type mesh_reason mesh mesh.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
 
 type (
 	// Event is struct mesh_event of abi.h, as bpf2go derives it from the object's BTF; so are the next two.
@@ -28,6 +28,14 @@ type (
 	Lost = meshMeshLost
 	// Decision is struct mesh_decision, which follows an event with the flag Decided.
 	Decision = meshMeshDecision
+	// Ledger is struct mesh_ledger.
+	Ledger = meshMeshLedger
+	// Counted is struct mesh_counted.
+	Counted = meshMeshCounted
+	// Logged is struct mesh_logged.
+	Logged = meshMeshLogged
+	// Watchdog is struct mesh_watchdog.
+	Watchdog = meshMeshWatchdog
 	// Objects are the programs and maps, once loaded.
 	Objects = meshObjects
 )
@@ -98,6 +106,9 @@ const (
 	CutBackend     = meshVarCutBackend
 	CutTag         = meshVarCutTag
 	AgentPID       = meshVarAgentPid
+	AgentStart     = meshVarAgentStartTicks
+	FailClosed     = meshVarFailClosedNs
+	ReadPosition   = meshVarReadPosition
 	MeshHas        = meshVarMeshHas
 	RefuseBytes    = meshVarRefuseBytes
 	LookupNetns    = meshVarLookupNetns

@@ -132,6 +132,41 @@ struct {
 	__type(value, struct mesh_lost);
 } lost_totals SEC(".maps");
 
+/* Purpose: what agents have read of `lost`, which only grows. Writer: user space. Deleter: nobody. Size: as `lost`. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 8192);
+	__type(key, struct mesh_lost_key);
+	__type(value, struct mesh_lost);
+} lost_read SEC(".maps");
+
+/* Purpose: the same of `lost_totals`. Writer: user space. Deleter: nobody. Size: as `lost_totals`. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MESH_ROLE_COUNT *MESH_REASON_COUNT);
+	__type(key, __u32);
+	__type(value, struct mesh_lost);
+} lost_totals_read SEC(".maps");
+
+/* Purpose: what one agent leaves the next. Writer: user space, mapped into its memory. Deleter: nobody. Size: one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct mesh_ledger);
+} ledger SEC(".maps");
+
+/* Purpose: the same of programs: when an agent was there last. Writer: user space, mapped into its memory. Deleter: nobody. Size: one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct mesh_watchdog);
+} watchdog SEC(".maps");
+
 /*
  * The mesh: see abi.h for what the values mean and how they change. All of it has one entry while there is no mesh, and else the sizes that
  * the configuration gives; a mesh that does not fit is refused whole. Arrays that user space maps into its memory, so that a
@@ -257,13 +292,15 @@ struct mesh_admission {
 	__u16 dry_rule;
 	__u8 verdict;
 	__u8 dry_verdict;
-	__u8 reserved[2];
+	__u8 reserved[6];
+	__u64 closed_ns; /* CLOCK_MONOTONIC: the connection ended, and the rest says nothing; 0: not so */
 };
 
 /*
  * Purpose: who sent a SYN, for the server's side on the same machine, where the client's cgroup says more than its address; then what the server's side said
  * of it, for the accepted socket. Writer: mesh_sockops, when the SYN of a connection to somebody with policies is about to leave, and
- * mesh_lookup. Deleter: mesh_sockops, when the socket is there; what leaves for another machine, or is not answered, ages. Size: handshakes with such
+ * mesh_lookup. Deleter: mesh_sockops, when the socket is there; what leaves for another machine, or is not answered, ages, as does what
+ * says that a connection ended. Size: handshakes with such
  * that are under way at a time.
  */
 struct {

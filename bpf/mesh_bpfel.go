@@ -34,6 +34,7 @@ type meshMeshAccount struct {
 	Totalled             uint64
 	ListenersFailed      uint64
 	Refused              [3]uint64
+	Strays               uint64
 }
 
 type meshMeshAddress struct {
@@ -51,13 +52,15 @@ const (
 )
 
 type meshMeshBackend struct {
-	_        structs.HostLayout
-	Addr     [16]uint8
-	Port     uint16
-	Reserved uint16
-	Tag      uint32
-	Workload uint32
-	Weight   uint32
+	_         structs.HostLayout
+	Addr      [16]uint8
+	Port      uint16
+	Reserved  uint16
+	Tag       uint32
+	Workload  uint32
+	Weight    uint32
+	Service   uint32
+	Reserved2 uint32
 }
 
 type meshMeshCloseEvent struct {
@@ -77,6 +80,14 @@ type meshMeshCloseEvent struct {
 	MinRttUs               uint32
 	SkErr                  uint32
 	Reserved               uint32
+}
+
+type meshMeshCounted struct {
+	_            structs.HostLayout
+	Position     uint64
+	Received     uint64
+	DecodeFailed uint64
+	Decoded      [5]uint64
 }
 
 type meshMeshDecision struct {
@@ -155,6 +166,19 @@ const (
 	meshMeshKindMESH_KIND_COUNT  meshMeshKind = 5
 )
 
+type meshMeshLedger struct {
+	_             structs.HostLayout
+	CountedNumber uint64
+	Counted       [2]meshMeshCounted
+	LoggedNumber  uint64
+	Logged        [2]meshMeshLogged
+	Agents        uint64
+	AgentPid      uint64
+	Stopped       uint64
+	BeganNs       uint64
+	Version       [64]uint8
+}
+
 type meshMeshLimit struct {
 	_             structs.HostLayout
 	MaxOpen       uint32
@@ -202,6 +226,14 @@ type meshMeshLoad struct {
 	Picks    uint64
 	Failed   uint64
 	Reserved uint64
+}
+
+type meshMeshLogged struct {
+	_        structs.HostLayout
+	Position uint64
+	Device   uint64
+	Inode    uint64
+	Size     uint64
 }
 
 type meshMeshLost struct {
@@ -332,6 +364,11 @@ type meshMeshVerdictKey struct {
 	Dry       uint8
 }
 
+type meshMeshWatchdog struct {
+	_       structs.HostLayout
+	AliveNs uint64
+}
+
 type meshMeshWorkload struct {
 	_         structs.HostLayout
 	PolicySet uint32
@@ -359,13 +396,16 @@ const (
 	meshMapConnections          = "connections"
 	meshMapEvents               = "events"
 	meshMapFrontends            = "frontends"
+	meshMapLedger               = "ledger"
 	meshMapLimitStates          = "limit_states"
 	meshMapLimits               = "limits"
 	meshMapListeners            = "listeners"
 	meshMapListens              = "listens"
 	meshMapLoads                = "loads"
 	meshMapLost                 = "lost"
+	meshMapLostRead             = "lost_read"
 	meshMapLostTotals           = "lost_totals"
+	meshMapLostTotalsRead       = "lost_totals_read"
 	meshMapPolicyBlocks         = "policy_blocks"
 	meshMapPolicyPorts          = "policy_ports"
 	meshMapPolicySets           = "policy_sets"
@@ -376,6 +416,7 @@ const (
 	meshMapTickets              = "tickets"
 	meshMapTurns                = "turns"
 	meshMapVerdicts             = "verdicts"
+	meshMapWatchdog             = "watchdog"
 	meshMapWorkloads            = "workloads"
 	meshProgMeshAdopt           = "mesh_adopt"
 	meshProgMeshAdoptOwners     = "mesh_adopt_owners"
@@ -394,11 +435,13 @@ const (
 	meshProgMeshState           = "mesh_state"
 	meshProgMeshSweep           = "mesh_sweep"
 	meshVarAgentPid             = "agent_pid"
+	meshVarAgentStartTicks      = "agent_start_ticks"
 	meshVarAttachedCgroup       = "attached_cgroup"
 	meshVarCgroupLevels         = "cgroup_levels"
 	meshVarCutBackend           = "cut_backend"
 	meshVarCutDenied            = "cut_denied"
 	meshVarCutTag               = "cut_tag"
+	meshVarFailClosedNs         = "fail_closed_ns"
 	meshVarFirstBytes           = "first_bytes"
 	meshVarLookupNetns          = "lookup_netns"
 	meshVarMesh                 = "mesh"
@@ -407,17 +450,20 @@ const (
 	meshVarMeshBackend          = "mesh_backend_"
 	meshVarMeshCloseEvent       = "mesh_close_event_"
 	meshVarMeshConnectionInMesh = "mesh_connection_in_mesh_"
+	meshVarMeshCounted          = "mesh_counted_"
 	meshVarMeshDecision         = "mesh_decision_"
 	meshVarMeshEvent            = "mesh_event_"
 	meshVarMeshFlags            = "mesh_flags_"
 	meshVarMeshFrontend         = "mesh_frontend_"
 	meshVarMeshHas              = "mesh_has"
 	meshVarMeshKind             = "mesh_kind_"
+	meshVarMeshLedger           = "mesh_ledger_"
 	meshVarMeshLimit            = "mesh_limit_"
 	meshVarMeshLimitState       = "mesh_limit_state_"
 	meshVarMeshListen           = "mesh_listen_"
 	meshVarMeshListener         = "mesh_listener_"
 	meshVarMeshLoad             = "mesh_load_"
+	meshVarMeshLogged           = "mesh_logged_"
 	meshVarMeshPolicyBlock      = "mesh_policy_block_"
 	meshVarMeshPolicyPort       = "mesh_policy_port_"
 	meshVarMeshPolicySet        = "mesh_policy_set_"
@@ -430,8 +476,10 @@ const (
 	meshVarMeshTold             = "mesh_told_"
 	meshVarMeshVerdict          = "mesh_verdict_"
 	meshVarMeshVerdictKey       = "mesh_verdict_key_"
+	meshVarMeshWatchdog         = "mesh_watchdog_"
 	meshVarMeshWorkload         = "mesh_workload_"
 	meshVarMeshWorkloadFlags    = "mesh_workload_flags_"
+	meshVarReadPosition         = "read_position"
 	meshVarReaderAsleep         = "reader_asleep"
 	meshVarRefuseBytes          = "refuse_bytes"
 	meshVarSilent               = "silent"
@@ -503,31 +551,35 @@ type meshProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type meshMapSpecs struct {
-	Account       *ebpf.MapSpec `ebpf:"account"`
-	Addresses     *ebpf.MapSpec `ebpf:"addresses"`
-	Backends      *ebpf.MapSpec `ebpf:"backends"`
-	Cgroups       *ebpf.MapSpec `ebpf:"cgroups"`
-	Connections   *ebpf.MapSpec `ebpf:"connections"`
-	Events        *ebpf.MapSpec `ebpf:"events"`
-	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
-	LimitStates   *ebpf.MapSpec `ebpf:"limit_states"`
-	Limits        *ebpf.MapSpec `ebpf:"limits"`
-	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
-	Listens       *ebpf.MapSpec `ebpf:"listens"`
-	Loads         *ebpf.MapSpec `ebpf:"loads"`
-	Lost          *ebpf.MapSpec `ebpf:"lost"`
-	LostTotals    *ebpf.MapSpec `ebpf:"lost_totals"`
-	PolicyBlocks  *ebpf.MapSpec `ebpf:"policy_blocks"`
-	PolicyPorts   *ebpf.MapSpec `ebpf:"policy_ports"`
-	PolicySets    *ebpf.MapSpec `ebpf:"policy_sets"`
-	PolicySources *ebpf.MapSpec `ebpf:"policy_sources"`
-	Pools         *ebpf.MapSpec `ebpf:"pools"`
-	Slots         *ebpf.MapSpec `ebpf:"slots"`
-	Tables        *ebpf.MapSpec `ebpf:"tables"`
-	Tickets       *ebpf.MapSpec `ebpf:"tickets"`
-	Turns         *ebpf.MapSpec `ebpf:"turns"`
-	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
-	Workloads     *ebpf.MapSpec `ebpf:"workloads"`
+	Account        *ebpf.MapSpec `ebpf:"account"`
+	Addresses      *ebpf.MapSpec `ebpf:"addresses"`
+	Backends       *ebpf.MapSpec `ebpf:"backends"`
+	Cgroups        *ebpf.MapSpec `ebpf:"cgroups"`
+	Connections    *ebpf.MapSpec `ebpf:"connections"`
+	Events         *ebpf.MapSpec `ebpf:"events"`
+	Frontends      *ebpf.MapSpec `ebpf:"frontends"`
+	Ledger         *ebpf.MapSpec `ebpf:"ledger"`
+	LimitStates    *ebpf.MapSpec `ebpf:"limit_states"`
+	Limits         *ebpf.MapSpec `ebpf:"limits"`
+	Listeners      *ebpf.MapSpec `ebpf:"listeners"`
+	Listens        *ebpf.MapSpec `ebpf:"listens"`
+	Loads          *ebpf.MapSpec `ebpf:"loads"`
+	Lost           *ebpf.MapSpec `ebpf:"lost"`
+	LostRead       *ebpf.MapSpec `ebpf:"lost_read"`
+	LostTotals     *ebpf.MapSpec `ebpf:"lost_totals"`
+	LostTotalsRead *ebpf.MapSpec `ebpf:"lost_totals_read"`
+	PolicyBlocks   *ebpf.MapSpec `ebpf:"policy_blocks"`
+	PolicyPorts    *ebpf.MapSpec `ebpf:"policy_ports"`
+	PolicySets     *ebpf.MapSpec `ebpf:"policy_sets"`
+	PolicySources  *ebpf.MapSpec `ebpf:"policy_sources"`
+	Pools          *ebpf.MapSpec `ebpf:"pools"`
+	Slots          *ebpf.MapSpec `ebpf:"slots"`
+	Tables         *ebpf.MapSpec `ebpf:"tables"`
+	Tickets        *ebpf.MapSpec `ebpf:"tickets"`
+	Turns          *ebpf.MapSpec `ebpf:"turns"`
+	Verdicts       *ebpf.MapSpec `ebpf:"verdicts"`
+	Watchdog       *ebpf.MapSpec `ebpf:"watchdog"`
+	Workloads      *ebpf.MapSpec `ebpf:"workloads"`
 }
 
 // meshVariableSpecs contains global variables before they are loaded into the kernel.
@@ -535,11 +587,13 @@ type meshMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type meshVariableSpecs struct {
 	AgentPid             *ebpf.VariableSpec `ebpf:"agent_pid"`
+	AgentStartTicks      *ebpf.VariableSpec `ebpf:"agent_start_ticks"`
 	AttachedCgroup       *ebpf.VariableSpec `ebpf:"attached_cgroup"`
 	CgroupLevels         *ebpf.VariableSpec `ebpf:"cgroup_levels"`
 	CutBackend           *ebpf.VariableSpec `ebpf:"cut_backend"`
 	CutDenied            *ebpf.VariableSpec `ebpf:"cut_denied"`
 	CutTag               *ebpf.VariableSpec `ebpf:"cut_tag"`
+	FailClosedNs         *ebpf.VariableSpec `ebpf:"fail_closed_ns"`
 	FirstBytes           *ebpf.VariableSpec `ebpf:"first_bytes"`
 	LookupNetns          *ebpf.VariableSpec `ebpf:"lookup_netns"`
 	Mesh                 *ebpf.VariableSpec `ebpf:"mesh"`
@@ -548,17 +602,20 @@ type meshVariableSpecs struct {
 	MeshBackend          *ebpf.VariableSpec `ebpf:"mesh_backend_"`
 	MeshCloseEvent       *ebpf.VariableSpec `ebpf:"mesh_close_event_"`
 	MeshConnectionInMesh *ebpf.VariableSpec `ebpf:"mesh_connection_in_mesh_"`
+	MeshCounted          *ebpf.VariableSpec `ebpf:"mesh_counted_"`
 	MeshDecision         *ebpf.VariableSpec `ebpf:"mesh_decision_"`
 	MeshEvent            *ebpf.VariableSpec `ebpf:"mesh_event_"`
 	MeshFlags            *ebpf.VariableSpec `ebpf:"mesh_flags_"`
 	MeshFrontend         *ebpf.VariableSpec `ebpf:"mesh_frontend_"`
 	MeshHas              *ebpf.VariableSpec `ebpf:"mesh_has"`
 	MeshKind             *ebpf.VariableSpec `ebpf:"mesh_kind_"`
+	MeshLedger           *ebpf.VariableSpec `ebpf:"mesh_ledger_"`
 	MeshLimit            *ebpf.VariableSpec `ebpf:"mesh_limit_"`
 	MeshLimitState       *ebpf.VariableSpec `ebpf:"mesh_limit_state_"`
 	MeshListen           *ebpf.VariableSpec `ebpf:"mesh_listen_"`
 	MeshListener         *ebpf.VariableSpec `ebpf:"mesh_listener_"`
 	MeshLoad             *ebpf.VariableSpec `ebpf:"mesh_load_"`
+	MeshLogged           *ebpf.VariableSpec `ebpf:"mesh_logged_"`
 	MeshPolicyBlock      *ebpf.VariableSpec `ebpf:"mesh_policy_block_"`
 	MeshPolicyPort       *ebpf.VariableSpec `ebpf:"mesh_policy_port_"`
 	MeshPolicySet        *ebpf.VariableSpec `ebpf:"mesh_policy_set_"`
@@ -571,8 +628,10 @@ type meshVariableSpecs struct {
 	MeshTold             *ebpf.VariableSpec `ebpf:"mesh_told_"`
 	MeshVerdict          *ebpf.VariableSpec `ebpf:"mesh_verdict_"`
 	MeshVerdictKey       *ebpf.VariableSpec `ebpf:"mesh_verdict_key_"`
+	MeshWatchdog         *ebpf.VariableSpec `ebpf:"mesh_watchdog_"`
 	MeshWorkload         *ebpf.VariableSpec `ebpf:"mesh_workload_"`
 	MeshWorkloadFlags    *ebpf.VariableSpec `ebpf:"mesh_workload_flags_"`
+	ReadPosition         *ebpf.VariableSpec `ebpf:"read_position"`
 	ReaderAsleep         *ebpf.VariableSpec `ebpf:"reader_asleep"`
 	RefuseBytes          *ebpf.VariableSpec `ebpf:"refuse_bytes"`
 	Silent               *ebpf.VariableSpec `ebpf:"silent"`
@@ -600,31 +659,35 @@ func (o *meshObjects) Close() error {
 //
 // It can be passed to loadMeshObjects or ebpf.CollectionSpec.LoadAndAssign.
 type meshMaps struct {
-	Account       *ebpf.Map `ebpf:"account"`
-	Addresses     *ebpf.Map `ebpf:"addresses"`
-	Backends      *ebpf.Map `ebpf:"backends"`
-	Cgroups       *ebpf.Map `ebpf:"cgroups"`
-	Connections   *ebpf.Map `ebpf:"connections"`
-	Events        *ebpf.Map `ebpf:"events"`
-	Frontends     *ebpf.Map `ebpf:"frontends"`
-	LimitStates   *ebpf.Map `ebpf:"limit_states"`
-	Limits        *ebpf.Map `ebpf:"limits"`
-	Listeners     *ebpf.Map `ebpf:"listeners"`
-	Listens       *ebpf.Map `ebpf:"listens"`
-	Loads         *ebpf.Map `ebpf:"loads"`
-	Lost          *ebpf.Map `ebpf:"lost"`
-	LostTotals    *ebpf.Map `ebpf:"lost_totals"`
-	PolicyBlocks  *ebpf.Map `ebpf:"policy_blocks"`
-	PolicyPorts   *ebpf.Map `ebpf:"policy_ports"`
-	PolicySets    *ebpf.Map `ebpf:"policy_sets"`
-	PolicySources *ebpf.Map `ebpf:"policy_sources"`
-	Pools         *ebpf.Map `ebpf:"pools"`
-	Slots         *ebpf.Map `ebpf:"slots"`
-	Tables        *ebpf.Map `ebpf:"tables"`
-	Tickets       *ebpf.Map `ebpf:"tickets"`
-	Turns         *ebpf.Map `ebpf:"turns"`
-	Verdicts      *ebpf.Map `ebpf:"verdicts"`
-	Workloads     *ebpf.Map `ebpf:"workloads"`
+	Account        *ebpf.Map `ebpf:"account"`
+	Addresses      *ebpf.Map `ebpf:"addresses"`
+	Backends       *ebpf.Map `ebpf:"backends"`
+	Cgroups        *ebpf.Map `ebpf:"cgroups"`
+	Connections    *ebpf.Map `ebpf:"connections"`
+	Events         *ebpf.Map `ebpf:"events"`
+	Frontends      *ebpf.Map `ebpf:"frontends"`
+	Ledger         *ebpf.Map `ebpf:"ledger"`
+	LimitStates    *ebpf.Map `ebpf:"limit_states"`
+	Limits         *ebpf.Map `ebpf:"limits"`
+	Listeners      *ebpf.Map `ebpf:"listeners"`
+	Listens        *ebpf.Map `ebpf:"listens"`
+	Loads          *ebpf.Map `ebpf:"loads"`
+	Lost           *ebpf.Map `ebpf:"lost"`
+	LostRead       *ebpf.Map `ebpf:"lost_read"`
+	LostTotals     *ebpf.Map `ebpf:"lost_totals"`
+	LostTotalsRead *ebpf.Map `ebpf:"lost_totals_read"`
+	PolicyBlocks   *ebpf.Map `ebpf:"policy_blocks"`
+	PolicyPorts    *ebpf.Map `ebpf:"policy_ports"`
+	PolicySets     *ebpf.Map `ebpf:"policy_sets"`
+	PolicySources  *ebpf.Map `ebpf:"policy_sources"`
+	Pools          *ebpf.Map `ebpf:"pools"`
+	Slots          *ebpf.Map `ebpf:"slots"`
+	Tables         *ebpf.Map `ebpf:"tables"`
+	Tickets        *ebpf.Map `ebpf:"tickets"`
+	Turns          *ebpf.Map `ebpf:"turns"`
+	Verdicts       *ebpf.Map `ebpf:"verdicts"`
+	Watchdog       *ebpf.Map `ebpf:"watchdog"`
+	Workloads      *ebpf.Map `ebpf:"workloads"`
 }
 
 func (m *meshMaps) Close() error {
@@ -636,13 +699,16 @@ func (m *meshMaps) Close() error {
 		m.Connections,
 		m.Events,
 		m.Frontends,
+		m.Ledger,
 		m.LimitStates,
 		m.Limits,
 		m.Listeners,
 		m.Listens,
 		m.Loads,
 		m.Lost,
+		m.LostRead,
 		m.LostTotals,
+		m.LostTotalsRead,
 		m.PolicyBlocks,
 		m.PolicyPorts,
 		m.PolicySets,
@@ -653,6 +719,7 @@ func (m *meshMaps) Close() error {
 		m.Tickets,
 		m.Turns,
 		m.Verdicts,
+		m.Watchdog,
 		m.Workloads,
 	)
 }
@@ -662,11 +729,13 @@ func (m *meshMaps) Close() error {
 // It can be passed to loadMeshObjects or ebpf.CollectionSpec.LoadAndAssign.
 type meshVariables struct {
 	AgentPid             *ebpf.Variable `ebpf:"agent_pid"`
+	AgentStartTicks      *ebpf.Variable `ebpf:"agent_start_ticks"`
 	AttachedCgroup       *ebpf.Variable `ebpf:"attached_cgroup"`
 	CgroupLevels         *ebpf.Variable `ebpf:"cgroup_levels"`
 	CutBackend           *ebpf.Variable `ebpf:"cut_backend"`
 	CutDenied            *ebpf.Variable `ebpf:"cut_denied"`
 	CutTag               *ebpf.Variable `ebpf:"cut_tag"`
+	FailClosedNs         *ebpf.Variable `ebpf:"fail_closed_ns"`
 	FirstBytes           *ebpf.Variable `ebpf:"first_bytes"`
 	LookupNetns          *ebpf.Variable `ebpf:"lookup_netns"`
 	Mesh                 *ebpf.Variable `ebpf:"mesh"`
@@ -675,17 +744,20 @@ type meshVariables struct {
 	MeshBackend          *ebpf.Variable `ebpf:"mesh_backend_"`
 	MeshCloseEvent       *ebpf.Variable `ebpf:"mesh_close_event_"`
 	MeshConnectionInMesh *ebpf.Variable `ebpf:"mesh_connection_in_mesh_"`
+	MeshCounted          *ebpf.Variable `ebpf:"mesh_counted_"`
 	MeshDecision         *ebpf.Variable `ebpf:"mesh_decision_"`
 	MeshEvent            *ebpf.Variable `ebpf:"mesh_event_"`
 	MeshFlags            *ebpf.Variable `ebpf:"mesh_flags_"`
 	MeshFrontend         *ebpf.Variable `ebpf:"mesh_frontend_"`
 	MeshHas              *ebpf.Variable `ebpf:"mesh_has"`
 	MeshKind             *ebpf.Variable `ebpf:"mesh_kind_"`
+	MeshLedger           *ebpf.Variable `ebpf:"mesh_ledger_"`
 	MeshLimit            *ebpf.Variable `ebpf:"mesh_limit_"`
 	MeshLimitState       *ebpf.Variable `ebpf:"mesh_limit_state_"`
 	MeshListen           *ebpf.Variable `ebpf:"mesh_listen_"`
 	MeshListener         *ebpf.Variable `ebpf:"mesh_listener_"`
 	MeshLoad             *ebpf.Variable `ebpf:"mesh_load_"`
+	MeshLogged           *ebpf.Variable `ebpf:"mesh_logged_"`
 	MeshPolicyBlock      *ebpf.Variable `ebpf:"mesh_policy_block_"`
 	MeshPolicyPort       *ebpf.Variable `ebpf:"mesh_policy_port_"`
 	MeshPolicySet        *ebpf.Variable `ebpf:"mesh_policy_set_"`
@@ -698,8 +770,10 @@ type meshVariables struct {
 	MeshTold             *ebpf.Variable `ebpf:"mesh_told_"`
 	MeshVerdict          *ebpf.Variable `ebpf:"mesh_verdict_"`
 	MeshVerdictKey       *ebpf.Variable `ebpf:"mesh_verdict_key_"`
+	MeshWatchdog         *ebpf.Variable `ebpf:"mesh_watchdog_"`
 	MeshWorkload         *ebpf.Variable `ebpf:"mesh_workload_"`
 	MeshWorkloadFlags    *ebpf.Variable `ebpf:"mesh_workload_flags_"`
+	ReadPosition         *ebpf.Variable `ebpf:"read_position"`
 	ReaderAsleep         *ebpf.Variable `ebpf:"reader_asleep"`
 	RefuseBytes          *ebpf.Variable `ebpf:"refuse_bytes"`
 	Silent               *ebpf.Variable `ebpf:"silent"`

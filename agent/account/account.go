@@ -27,6 +27,8 @@ type Kernel struct {
 	Totalled   uint64 `json:"totalled"`
 	// ListenersFailed are listeners of workloads that could not be noted where they listen.
 	ListenersFailed uint64 `json:"listeners_failed"`
+	// Strays are packets that were left over from connections that had ended, and that policies would not let reach a listener: nobody was refused.
+	Strays uint64 `json:"strays"`
 	// Refused counts by role what the mesh refused. Those of clients are in Attempts and in Failed too.
 	Refused map[string]uint64 `json:"refused"`
 }

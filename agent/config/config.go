@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 )
@@ -25,9 +26,21 @@ type Config struct {
 	MetricsAddress string `yaml:"metrics_address"`
 	// OTelConfig is a collector's YAML file that takes the place of the built-in one.
 	OTelConfig string `yaml:"otel_config"`
-	// StateDirectory holds the queue of data that waits for an OTLP backend.
+	// StateDirectory holds the queue of data that waits for an OTLP backend, the control socket, and what one agent leaves the next beside what is
+	// pinned.
 	StateDirectory string `yaml:"state_directory"`
-	OTLP           OTLP   `yaml:"otlp"`
+	// PinDirectory is where in a bpffs programs and maps are pinned, so that they outlive the agent; off: they end with it.
+	PinDirectory string `yaml:"pin_directory"`
+	// OnExit is what becomes of what is pinned when the agent is told to stop: keep, remove, or auto, which keeps a mesh and removes what only
+	// observes.
+	OnExit string `yaml:"on_exit"`
+	// UpgradeTimeout is how long an agent that takes over from another may take until it works; then the programs before it are put back.
+	UpgradeTimeout time.Duration `yaml:"upgrade_timeout"`
+	// Takeover makes an agent that runs hand over. It is of one start, so no file has it.
+	Takeover bool `yaml:"-"`
+	// Mounted says that this process mounted the bpffs.
+	Mounted bool `yaml:"-"`
+	OTLP     OTLP `yaml:"otlp"`
 
 	// ReportInterval is how often metrics go to OTLP.
 	ReportInterval time.Duration `yaml:"report_interval"`
@@ -108,6 +121,21 @@ const (
 	EventsNone   = "none"
 )
 
+// Off is a PinDirectory and an AccessLog.
+const Off = "off"
+
+// What OnExit can be.
+const (
+	OnExitAuto   = "auto"
+	OnExitKeep   = "keep"
+	OnExitRemove = "remove"
+)
+
+// Keep tells whether what is pinned stays when the agent is told to stop.
+func (c *Config) Keep() bool {
+	return c.PinDirectory != Off && (c.OnExit == OnExitKeep || c.OnExit == OnExitAuto && c.Mesh.Path != "")
+}
+
 // Default returns the configuration of someone who set nothing.
 func Default() Config {
 	return Config{
@@ -115,6 +143,9 @@ func Default() Config {
 		LogLevel:       "info",
 		MetricsAddress: "127.0.0.1:9464",
 		StateDirectory: "/var/lib/sidelight",
+		PinDirectory:   "/sys/fs/bpf/sidelight",
+		OnExit:         OnExitAuto,
+		UpgradeTimeout: 30 * time.Second,
 		ReportInterval: 10 * time.Second,
 		DrainInterval:  50 * time.Millisecond,
 		RingBytes:      4 << 20,
@@ -166,6 +197,18 @@ func (c *Config) Validate() error {
 	}
 	within("report_interval", c.ReportInterval, 100*time.Millisecond, time.Hour)
 	within("drain_interval", c.DrainInterval, time.Millisecond, 10*time.Second)
+	within("upgrade_timeout", c.UpgradeTimeout, time.Second, time.Hour)
+	switch c.OnExit {
+	case OnExitAuto, OnExitKeep, OnExitRemove:
+	default:
+		fault("on_exit: %q is none of %s, %s and %s", c.OnExit, OnExitAuto, OnExitKeep, OnExitRemove)
+	}
+	switch {
+	case c.PinDirectory == Off && c.OnExit == OnExitKeep:
+		fault("on_exit: keep, and pin_directory is off: nothing can outlive the agent; name a pin_directory, or leave on_exit out")
+	case c.PinDirectory != Off && !filepath.IsAbs(c.PinDirectory):
+		fault("pin_directory: %q is no absolute path; name a directory in a bpffs, such as /sys/fs/bpf/sidelight, or off", c.PinDirectory)
+	}
 	if page := uint32(os.Getpagesize()); c.RingBytes < page || c.RingBytes&(c.RingBytes-1) != 0 || c.RingBytes > 1<<30 {
 		fault("ring_bytes: %d is not a power of two from %d to %d", c.RingBytes, page, 1<<30)
 	}

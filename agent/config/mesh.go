@@ -1,6 +1,9 @@
 package config
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+)
 
 // Mesh is where the mesh is written down, and how large it may be. Without a path there is none, and its programs are not loaded.
 type Mesh struct {
@@ -8,6 +11,8 @@ type Mesh struct {
 	Path string `yaml:"path"`
 	// Locality is where this node is.
 	Locality Locality `yaml:"locality"`
+	// FailClosedAfter is for how long policies hold without an agent that could change them: then they deny everything. 0: for ever.
+	FailClosedAfter time.Duration `yaml:"fail_closed_after"`
 	// The kernel's maps have room for twice as much: all of a mesh can be replaced while connections still use it.
 	MaxWorkloads     uint32 `yaml:"max_workloads"`
 	MaxAddresses     uint32 `yaml:"max_addresses"`      // of workloads
@@ -57,6 +62,10 @@ func (m *Mesh) validate() []error {
 		if size.value < 1 || size.value > mostOfMesh {
 			errs = append(errs, fmt.Errorf("mesh.%s: %d is out of range; use 1 to %d", size.key, size.value, mostOfMesh))
 		}
+	}
+	// An agent says every second that it is there.
+	if m.FailClosedAfter != 0 && (m.FailClosedAfter < 5*time.Second || m.FailClosedAfter > 30*24*time.Hour) {
+		errs = append(errs, fmt.Errorf("mesh.fail_closed_after: %v is out of range; use 5s to 720h, or 0 for never", m.FailClosedAfter))
 	}
 	return errs
 }

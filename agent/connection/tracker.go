@@ -104,6 +104,7 @@ type Tracker[I comparable] struct {
 	seed       maphash.Seed
 	clients    map[uint64]struct{} // hashes of wire, of the followed clients
 	sweep      uint32              // the number of the current one
+	inherited  uint64              // see Inherit
 }
 
 // NewTracker returns a tracker that follows at most limit connections at a time. Of those over the limit the identity is asked for
@@ -114,6 +115,10 @@ func NewTracker[I comparable](limit int, identify func(*Event) I) *Tracker[I] {
 		seed: maphash.MakeSeed(), clients: make(map[uint64]struct{}),
 	}
 }
+
+// Inherit says that until a moment of CLOCK_MONOTONIC somebody else was told of connections, whose sums are not in ours: what he was told of a
+// connection is not in its gauges here, so that it is added when it is first seen, and not taken away when it ends before it was.
+func (t *Tracker[I]) Inherit(until uint64) { t.inherited = until }
 
 // Len returns how many connections are followed now. One whose Close was lost stays until the next sweep.
 func (t *Tracker[I]) Len() int { return t.followed.used }
@@ -170,6 +175,9 @@ func (t *Tracker[I]) first(at int, event *Event, record *Record[I]) {
 	record.Identity = t.identify(event)
 	record.ClientSeen = false
 	stays := event.Kind != Close && t.followed.used < t.limit
+	if t.inherited != 0 && (stays || event.Kind == Close) {
+		inherit(event, t.inherited, &record.Change)
+	}
 	if event.Role == Client && !stays {
 		return
 	}
@@ -183,5 +191,19 @@ func (t *Tracker[I]) first(at int, event *Event, record *Record[I]) {
 	if stays {
 		f.who |= t.identities.take(record.Identity, t.followed.used) << whoShift
 		t.followed.add(at, f)
+	}
+}
+
+// inherit adds to the gauges what somebody else was told until a moment, of a connection that is not followed.
+func inherit(e *Event, until uint64, c *Change) {
+	switch {
+	case e.Told&ToldEstablished != 0:
+		if e.EstablishedNS < until {
+			c.Open++
+		}
+	case e.Told&ToldAttempt != 0:
+		if max(e.ConnectNS, e.Key.StartNS) < until {
+			c.Connecting++
+		}
 	}
 }

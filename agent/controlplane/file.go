@@ -66,6 +66,17 @@ func (f *File) Snapshot() *model.Snapshot {
 	return f.snapshot
 }
 
+// Continue gives the snapshot of NewFile the generation after the last one that somebody had before, and returns it. Call it before Run.
+func (f *File) Continue(last uint64) *model.Snapshot {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	continued := *f.snapshot
+	continued.Generation = last + 1
+	f.snapshot = &continued
+	f.status.Generation = last
+	return f.snapshot
+}
+
 // Status is safe for concurrent use.
 func (f *File) Status() Status {
 	f.mu.Lock()

@@ -140,8 +140,11 @@ func openNamespaces() map[uint64]*os.File {
 // every TCP socket of the machine, so it stays only as long as there are any. Safe for concurrent use.
 type trace struct {
 	mu   sync.Mutex
+	pins *pins // nil: nothing is pinned
 	link link.Link
 }
+
+const stateLink = "state"
 
 func (t *trace) attach(program *ebpf.Program) error {
 	t.mu.Lock()
@@ -151,7 +154,14 @@ func (t *trace) attach(program *ebpf.Program) error {
 		return fmt.Errorf("attach to inet_sock_set_state: %w", err)
 	}
 	t.link = l
-	return nil
+	if t.pins == nil {
+		return nil
+	}
+	// Such a link cannot get another program. While both are attached whichever comes first tells the end of a connection.
+	if err := t.pins.removeLink(stateLink); err != nil {
+		return err
+	}
+	return t.pins.pinLink(stateLink, l)
 }
 
 // release detaches when there is nothing left to see.
@@ -165,21 +175,24 @@ func (t *trace) release(d *Datapath) error {
 	if err != nil || account.Traced != account.TracedClosed {
 		return err
 	}
-	return t.detachLocked()
+	return t.detachLocked(false)
 }
 
-func (t *trace) detach() error {
+func (t *trace) detach(keep bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.detachLocked()
+	return t.detachLocked(keep)
 }
 
-func (t *trace) detachLocked() error {
+func (t *trace) detachLocked(keep bool) error {
 	if t.link == nil {
 		return nil
 	}
 	l := t.link
 	t.link = nil
+	if t.pins != nil && !keep {
+		return errors.Join(t.pins.removeLink(stateLink), l.Close())
+	}
 	return l.Close()
 }
 

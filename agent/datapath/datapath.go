@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -28,6 +29,15 @@ type Options struct {
 	// Silent are the kinds of events that are not to be sent. What they would have told comes with a later event or the sweep, or if it is
 	// the Close, as sums: see Losses.
 	Silent []connection.Kind
+	// Pin is the directory of bpffs where what is to outlive this process is pinned, and where what an earlier one left is found; "": nothing outlives
+	// it.
+	Pin string
+	// Mounted says that this process mounted the bpffs of Pin, so that Uninstall is to unmount it.
+	Mounted bool
+	// Version of this program, for whoever comes after it.
+	Version string
+	// FailClosed is for how long policies hold without an agent; then they deny everything. 0: for ever.
+	FailClosed time.Duration
 	// Mesh has the sizes of the mesh's maps by their names; nil: there is no mesh, and nothing of it in the programs.
 	Mesh map[string]uint32
 }
@@ -36,14 +46,49 @@ type Options struct {
 type Datapath struct {
 	objects bpf.Objects
 	cgroup  Cgroup
-	links   []link.Link
+	links   []attached
 	trace   trace
 	losses  losses
 	mesh    meshState
+	version string
+	ledger  *Ledger
+
+	pins *pins // nil: nothing is pinned
+	// resumed says that the maps are those of an earlier process, whose programs are or were attached.
+	resumed bool
+	keep    bool // what is pinned stays when this process lets go
+	took    bool // Attach has begun
+	removed bool // what was pinned
 }
 
-// Load loads programs and maps. It attaches nothing. A feature that the kernel lacks is a *FeatureError.
-func Load(options Options) (*Datapath, error) {
+// attached is the link of a hook, and what was attached there before.
+type attached struct {
+	link.Link
+	name     string
+	previous *ebpf.Program // nil: nothing was
+}
+
+// Load loads programs and maps, or takes over the maps that an earlier process pinned. It attaches nothing. A feature that the kernel lacks is a
+// *FeatureError, another agent at work a *LockedError, and what cannot be taken over a *PinError.
+func Load(options Options) (_ *Datapath, err error) {
+	d := &Datapath{
+		cgroup: options.Cgroup, version: options.Version, losses: losses{byEdge: make(map[bpf.LostKey]bpf.Lost), totals: make(map[uint32]bpf.Lost)},
+	}
+	if options.Pin != "" {
+		if d.pins, err = openPins(options.Pin); err != nil {
+			return nil, err
+		}
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, d.pins.close())
+			}
+		}()
+		if options.Mounted {
+			if err := d.pins.markMounted(); err != nil {
+				return nil, fmt.Errorf("note that bpffs was mounted: %w", err)
+			}
+		}
+	}
 	spec, err := bpf.Spec()
 	if err != nil {
 		return nil, fmt.Errorf("read object: %w", err)
@@ -55,7 +100,7 @@ func Load(options Options) (*Datapath, error) {
 	}
 	for name, value := range map[string]any{
 		bpf.WakeupBytes: options.WakeupBytes, bpf.AttachedCgroup: id, bpf.FirstBytes: options.FirstBytes, bpf.Silent: silentBits(options.Silent),
-		bpf.RefuseBytes: uint64(options.RingBytes) / 2,
+		bpf.RefuseBytes: uint64(options.RingBytes) / 2, bpf.FailClosed: uint64(options.FailClosed),
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)
@@ -73,11 +118,17 @@ func Load(options Options) (*Datapath, error) {
 		spec.Maps[name].MaxEntries = size
 	}
 	shared := spec.Copy() // before it is loaded, for what is loaded beside it
-	d := &Datapath{cgroup: options.Cgroup, losses: losses{byEdge: make(map[bpf.LostKey]bpf.Lost), totals: make(map[uint32]bpf.Lost)}}
+	d.trace.pins = d.pins
 	if options.Mesh != nil {
-		d.mesh = meshState{on: true, spec: shared}
+		d.mesh = meshState{on: true, spec: shared, pins: d.pins}
 	}
-	if err := d.load(spec); err != nil {
+	old, err := d.takeOver(spec)
+	if err != nil {
+		return nil, err
+	}
+	err = d.load(spec, old)
+	closeMaps(old)
+	if err != nil {
 		// The probes cost a few milliseconds and say what a verifier message cannot.
 		for _, f := range Features() {
 			if f.Required && f.Err != nil {
@@ -86,17 +137,61 @@ func Load(options Options) (*Datapath, error) {
 		}
 		return nil, fmt.Errorf("load programs: %w", err)
 	}
+	if d.resumed {
+		err = d.losses.resume(&d.objects)
+	}
+	if err == nil {
+		d.ledger, err = openLedger(d.objects.Ledger, d.objects.Watchdog)
+	}
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
 	return d, nil
 }
 
-// load loads everything, and keeps what other programs are to share.
-func (d *Datapath) load(spec *ebpf.CollectionSpec) error {
-	collection, err := ebpf.NewCollection(spec)
+// takeOver opens the maps that are pinned, if there are any and they fit.
+func (d *Datapath) takeOver(spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
+	if d.pins == nil {
+		return nil, nil
+	}
+	set, err := d.pins.find()
+	if err != nil {
+		return nil, err
+	}
+	wanted := layoutOf(spec)
+	d.pins.use(wanted.hash())
+	if set == "" {
+		return nil, nil
+	}
+	if set != wanted.hash() {
+		return nil, &PinError{filepath.Join(d.pins.dir, set), "programs are attached whose maps have another layout: another version's, or for other sizes in the configuration",
+			"take them off with: sidelight uninstall"}
+	}
+	if err := d.checkLinks(set); err != nil {
+		return nil, err
+	}
+	old, err := d.pins.maps(wanted)
+	if err != nil {
+		return nil, err
+	}
+	d.resumed = true
+	return old, nil
+}
+
+// Resumed tells whether the maps were an earlier process's.
+func (d *Datapath) Resumed() bool { return d.resumed }
+
+// Ledger returns what agents leave each other.
+func (d *Datapath) Ledger() *Ledger { return d.ledger }
+
+// load loads everything, with those maps that there are already, and keeps what other programs are to share.
+func (d *Datapath) load(spec *ebpf.CollectionSpec, old map[string]*ebpf.Map) error {
+	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: old})
 	if err != nil {
 		return err
 	}
 	defer collection.Close()
-	if d.mesh.on {
+	if d.mesh.on || d.pins != nil {
 		if err := d.mesh.share(collection); err != nil {
 			return err
 		}
@@ -121,26 +216,48 @@ func (d *Datapath) SetSilent(kinds []connection.Kind) error {
 	return nil
 }
 
-// Attach attaches the programs to the cgroup by links, which the kernel takes off when this process ends, however it ends.
-// Programs that others attached there stay and go on running.
+// Attach attaches the programs to the cgroup by links. Those that are not pinned the kernel takes off when this process ends, however it ends; of those
+// that are, and are there already, each gets its new program in one step. Programs that others attached stay and go on running. After an error it is as
+// before.
 func (d *Datapath) Attach() error {
-	if err := d.attachMesh(); err != nil {
+	if err := d.attachAll(); err != nil {
+		if d.resumed {
+			return errors.Join(err, d.Rollback())
+		}
 		return errors.Join(err, d.detach())
 	}
-	for _, a := range []struct {
-		attach  ebpf.AttachType
-		program *ebpf.Program
-	}{
+	d.ledger.begin(d.version)
+	return nil
+}
+
+func (d *Datapath) attachAll() error {
+	d.took = true
+	if d.pins != nil && !d.resumed {
+		if err := d.pins.pinMaps(d.mesh.maps); err != nil {
+			return err
+		}
+	}
+	if err := d.attachMesh(); err != nil {
+		return err
+	}
+	for _, a := range []hook{
 		// sockops first: an event without its process is worth more than a process without events.
-		{ebpf.AttachCGroupSockOps, d.either(d.objects.MeshSockops, d.objects.MeshSockopsInMesh)},
-		{ebpf.AttachCGroupInet4Connect, d.either(d.objects.MeshConnect4, d.objects.MeshConnect4InMesh)},
-		{ebpf.AttachCGroupInet6Connect, d.either(d.objects.MeshConnect6, d.objects.MeshConnect6InMesh)},
+		{"sockops", ebpf.AttachCGroupSockOps, d.either(d.objects.MeshSockops, d.objects.MeshSockopsInMesh)},
+		{"connect4", ebpf.AttachCGroupInet4Connect, d.either(d.objects.MeshConnect4, d.objects.MeshConnect4InMesh)},
+		{"connect6", ebpf.AttachCGroupInet6Connect, d.either(d.objects.MeshConnect6, d.objects.MeshConnect6InMesh)},
 	} {
-		if err := d.attachCgroup(a.attach, a.program); err != nil {
-			return errors.Join(err, d.detach())
+		if err := d.attachCgroup(a); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// hook is where a program is attached to the cgroup, by the name of its pin.
+type hook struct {
+	name    string
+	attach  ebpf.AttachType
+	program *ebpf.Program
 }
 
 // either is the program of a hook that there is with and without a mesh.
@@ -151,12 +268,23 @@ func (d *Datapath) either(without, with *ebpf.Program) *ebpf.Program {
 	return without
 }
 
-func (d *Datapath) attachCgroup(attach ebpf.AttachType, program *ebpf.Program) error {
-	l, err := link.AttachCgroup(link.CgroupOptions{Path: d.cgroup.Dir, Attach: attach, Program: program})
-	if err != nil {
-		return fmt.Errorf("attach %v to %s: %w", attach, d.cgroup.Dir, err)
+func (d *Datapath) attachCgroup(h hook) error {
+	if d.resumed {
+		switch l, err := d.pins.link(h.name); {
+		case err != nil:
+			return err
+		case l != nil:
+			return d.replace(h, l)
+		}
 	}
-	d.links = append(d.links, l)
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: d.cgroup.Dir, Attach: h.attach, Program: h.program})
+	if err != nil {
+		return fmt.Errorf("attach %v to %s: %w", h.attach, d.cgroup.Dir, err)
+	}
+	d.links = append(d.links, attached{Link: l, name: h.name})
+	if d.pins != nil {
+		return d.pins.pinLink(h.name, l)
+	}
 	return nil
 }
 
@@ -216,6 +344,11 @@ func (d *Datapath) ReaderAsleep(asleep bool) error {
 	return nil
 }
 
+// SetReadPosition says how far the ring was read, so that the programs know how much waits. Not safe for concurrent use.
+func (d *Datapath) SetReadPosition(position uint64) {
+	_ = d.objects.ReadPosition.Set(position) // one that is wrong costs wake-ups only
+}
+
 // Ring returns the map that events come through.
 func (d *Datapath) Ring() *ebpf.Map { return d.objects.Events }
 
@@ -241,6 +374,7 @@ func (d *Datapath) Account() (Account, error) {
 		sum.UntrackedClosed += a.UntrackedClosed
 		sum.Aggregated += a.Aggregated
 		sum.Totalled += a.Totalled
+		sum.Strays += a.Strays
 		for i := range sum.Established {
 			sum.Established[i] += a.Established[i]
 			sum.Adopted[i] += a.Adopted[i]
@@ -287,19 +421,14 @@ func (d *Datapath) ProgramStats() ([]ProgramStats, error) {
 	return all, nil
 }
 
-// Detach takes the programs off the cgroup. What is in the ring stays readable until Close. Safe twice.
+// Detach takes the programs off the cgroup, unless Keep was called: then they stay where they are. What is in the ring stays readable until Close. Safe
+// twice.
 func (d *Datapath) Detach() error { return d.detach() }
 
-func (d *Datapath) detach() error {
-	errs := []error{d.trace.detach(), d.mesh.detach()}
-	for i := len(d.links) - 1; i >= 0; i-- {
-		errs = append(errs, d.links[i].Close())
-	}
-	d.links = nil
-	return errors.Join(errs...)
-}
+// Keep leaves what is pinned where it is when this process lets go of it. Without pins it does nothing.
+func (d *Datapath) Keep() { d.keep = d.pins != nil }
 
 // Close detaches and frees everything. Safe twice.
 func (d *Datapath) Close() error {
-	return errors.Join(d.detach(), d.mesh.close(), d.objects.Close())
+	return errors.Join(d.detach(), d.ledger.close(), d.mesh.close(), d.objects.Close(), d.pins.close())
 }

@@ -32,8 +32,12 @@ func (d *Datapath) Losses() ([]connection.Loss, error) {
 	for entries.Next(&key, &perCPU) {
 		now := sumLost(perCPU)
 		before := d.losses.byEdge[key]
-		d.losses.byEdge[key] = now
 		if now != before {
+			// For whoever comes next, and first: what is noted and then not counted is lost with this process, as all that it has not exported.
+			if err := d.objects.LostRead.Put(&key, &now); err != nil {
+				return found, fmt.Errorf("note lost sums: %w", err)
+			}
+			d.losses.byEdge[key] = now
 			found = append(found, lossOf(connection.Role(key.Role), connection.Reason(key.Reason), now, before))
 			l := &found[len(found)-1]
 			l.CgroupID, l.Peer = key.CgroupId, netip.AddrFrom16(key.PeerAddr).Unmap()
@@ -50,7 +54,11 @@ func (d *Datapath) Losses() ([]connection.Loss, error) {
 				return found, fmt.Errorf("read lost totals: %w", err)
 			}
 			now, before := sumLost(perCPU), d.losses.totals[index]
-			if d.losses.totals[index] = now; now != before {
+			if now != before {
+				if err := d.objects.LostTotalsRead.Put(index, &now); err != nil {
+					return found, fmt.Errorf("note lost totals: %w", err)
+				}
+				d.losses.totals[index] = now
 				found = append(found, lossOf(connection.Role(role), connection.Reason(reason), now, before))
 			}
 		}
@@ -58,6 +66,26 @@ func (d *Datapath) Losses() ([]connection.Loss, error) {
 	// What was counted before the reading is in it; what came meanwhile may be, and is looked for again.
 	d.losses.counted = account.Aggregated + account.Totalled
 	return found, nil
+}
+
+// resume reads what earlier processes have read.
+func (l *losses) resume(objects *bpf.Objects) error {
+	var key bpf.LostKey
+	var sum bpf.Lost
+	entries := objects.LostRead.Iterate()
+	for entries.Next(&key, &sum) {
+		l.byEdge[key] = sum
+	}
+	if err := entries.Err(); err != nil {
+		return fmt.Errorf("read what was read of lost sums: %w", err)
+	}
+	for index := range uint32(bpf.RoleCount) * uint32(bpf.ReasonCount) {
+		if err := objects.LostTotalsRead.Lookup(index, &sum); err != nil {
+			return fmt.Errorf("read what was read of lost totals: %w", err)
+		}
+		l.totals[index] = sum
+	}
+	return nil
 }
 
 func sumLost(perCPU []bpf.Lost) bpf.Lost {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -20,13 +21,15 @@ import (
 
 // meshState is what the mesh adds to a Datapath. Without one nothing of it is attached, and the verifier leaves it out of the programs.
 type meshState struct {
-	on bool
+	on   bool
+	pins *pins // nil: nothing is pinned
 
 	mu      sync.Mutex
 	lookups map[uint64]*lookup // by the inode of the network namespace; nil while nothing is attached
 	spec    *ebpf.CollectionSpec
 	maps    map[string]*ebpf.Map // all but constants
 
+	forgotten bool                // what earlier processes left
 	listening map[uint32]struct{} // workloads that had listeners at the last look
 }
 
@@ -34,7 +37,9 @@ type meshState struct {
 type lookup struct {
 	namespace *os.File
 	program   *ebpf.Program
-	link      *link.NetNsLink
+	link      link.Link
+	name      string        // of its pin
+	previous  *ebpf.Program // that was there before; nil: none
 }
 
 // share keeps the maps of a collection, those of variables among them.
@@ -75,12 +80,40 @@ func (m *meshState) guard(ns *os.File) (*lookup, error) {
 		return nil, fmt.Errorf("load program for network namespace %s: %w", ns.Name(), err)
 	}
 	defer collection.Close()
-	program := collection.DetachProgram(lookupProgram)
-	l, err := link.AttachNetNs(int(ns.Fd()), program)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("attach to network namespace %s: %w", ns.Name(), err), program.Close())
+	l := &lookup{namespace: ns, program: collection.DetachProgram(lookupProgram), name: lookupLink + strconv.FormatUint(cookie, 10)}
+	if err := m.attachLookup(l); err != nil {
+		return nil, errors.Join(fmt.Errorf("attach to network namespace %s: %w", ns.Name(), err), l.program.Close())
 	}
-	return &lookup{ns, program, l}, nil
+	return l, nil
+}
+
+// attachLookup attaches a program, or puts it in the place of the one that an earlier process attached there: a cookie is never used again.
+func (m *meshState) attachLookup(l *lookup) (err error) {
+	if m.pins != nil {
+		if l.link, err = m.pins.link(l.name); err != nil {
+			return err
+		}
+	}
+	if l.link != nil {
+		if l.previous, err = programOf(l.link); err == nil {
+			err = l.link.Update(l.program)
+		}
+		if err != nil {
+			return errors.Join(err, l.link.Close())
+		}
+		return nil
+	}
+	made, err := link.AttachNetNs(int(l.namespace.Fd()), l.program)
+	if err != nil {
+		return err
+	}
+	l.link = made
+	if m.pins != nil {
+		if err := m.pins.pinLink(l.name, made); err != nil {
+			return errors.Join(err, made.Close())
+		}
+	}
+	return nil
 }
 
 // netnsCookie asks a socket that is made there.
@@ -132,19 +165,16 @@ func (d *Datapath) attachMesh() error {
 	if !d.mesh.on {
 		return nil
 	}
-	if err := d.objects.AgentPid.Set(initialPID()); err != nil {
-		return fmt.Errorf("set %s: %w", bpf.AgentPID, err)
+	if err := d.exempt(); err != nil {
+		return err
 	}
-	for _, a := range []struct {
-		attach  ebpf.AttachType
-		program *ebpf.Program
-	}{
-		{ebpf.AttachCgroupInetSockRelease, d.objects.MeshRelease},
-		{ebpf.AttachCGroupInetSockCreate, d.objects.MeshCreate},
-		{ebpf.AttachCgroupInet4GetPeername, d.objects.MeshPeername4},
-		{ebpf.AttachCgroupInet6GetPeername, d.objects.MeshPeername6},
+	for _, a := range []hook{
+		{"release", ebpf.AttachCgroupInetSockRelease, d.objects.MeshRelease},
+		{"create", ebpf.AttachCGroupInetSockCreate, d.objects.MeshCreate},
+		{"peername4", ebpf.AttachCgroupInet4GetPeername, d.objects.MeshPeername4},
+		{"peername6", ebpf.AttachCgroupInet6GetPeername, d.objects.MeshPeername6},
 	} {
-		if err := d.attachCgroup(a.attach, a.program); err != nil {
+		if err := d.attachCgroup(a); err != nil {
 			return err
 		}
 	}
@@ -152,6 +182,40 @@ func (d *Datapath) attachMesh() error {
 	defer d.mesh.mu.Unlock()
 	d.mesh.lookups = make(map[uint64]*lookup)
 	return nil
+}
+
+// exempt makes this process known to the programs, where it can be told from others.
+func (d *Datapath) exempt() error {
+	pid := initialPID()
+	start, err := startTicks()
+	if err != nil || pid == 0 {
+		return err
+	}
+	if err := d.objects.AgentStartTicks.Set(start); err != nil {
+		return fmt.Errorf("set %s: %w", bpf.AgentStart, err)
+	}
+	if err := d.objects.AgentPid.Set(pid); err != nil {
+		return fmt.Errorf("set %s: %w", bpf.AgentPID, err)
+	}
+	return nil
+}
+
+// startTicks returns when this process started, in ticks since boot: field 22 of proc_pid_stat(5).
+func startTicks() (uint64, error) {
+	stat, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		return 0, fmt.Errorf("read when this process started: %w", err)
+	}
+	_, rest, _ := strings.Cut(string(stat), ") ") // of the name, which may have anything in it but is not ours to choose
+	fields := strings.Fields(rest)
+	if len(fields) < 20 {
+		return 0, fmt.Errorf("read when this process started: /proc/self/stat has %d fields after the name", len(fields))
+	}
+	ticks, err := strconv.ParseUint(fields[19], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("read when this process started: %w", err)
+	}
+	return ticks, nil
 }
 
 type namedProgram struct {
@@ -221,11 +285,44 @@ func (d *Datapath) GuardNamespaces() (int, error) {
 	}
 	for inode, l := range d.mesh.lookups {
 		if _, found := all[inode]; !found {
-			errs = append(errs, l.close())
+			errs = append(errs, d.mesh.unguard(l))
 			delete(d.mesh.lookups, inode)
 		}
 	}
+	errs = append(errs, d.mesh.forgetLookups())
 	return len(d.mesh.lookups), errors.Join(errs...)
+}
+
+// unguard takes a program off.
+func (m *meshState) unguard(l *lookup) error {
+	var err error
+	if m.pins != nil {
+		err = m.pins.removeLink(l.name)
+	}
+	return errors.Join(err, l.close())
+}
+
+// forgetLookups takes off, once, what earlier processes left in network namespaces that nobody of the mesh is in any more.
+func (m *meshState) forgetLookups() error {
+	if m.pins == nil || m.forgotten {
+		return nil
+	}
+	m.forgotten = true
+	_, links, err := m.pins.content(filepath.Base(m.pins.set))
+	if err != nil {
+		return err
+	}
+	known := make(map[string]bool)
+	for _, l := range m.lookups {
+		known[l.name] = true
+	}
+	var errs []error
+	for _, name := range links {
+		if strings.HasPrefix(name, lookupLink) && !known[name] {
+			errs = append(errs, m.pins.removeLink(name))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Unguard takes that program off everywhere, until GuardNamespaces is called again. Safe for concurrent use.
@@ -234,9 +331,10 @@ func (d *Datapath) Unguard() error {
 	defer d.mesh.mu.Unlock()
 	var errs []error
 	for inode, l := range d.mesh.lookups {
-		errs = append(errs, l.close())
+		errs = append(errs, d.mesh.unguard(l))
 		delete(d.mesh.lookups, inode)
 	}
+	errs = append(errs, d.mesh.forgetLookups())
 	return errors.Join(errs...)
 }
 
@@ -289,6 +387,9 @@ func namespacesOf(cgroup string, known func(inode uint64) bool) (map[uint64]*os.
 }
 
 func (l *lookup) close() error {
+	if l.previous != nil {
+		_ = l.previous.Close()
+	}
 	return errors.Join(l.link.Close(), l.program.Close(), l.namespace.Close())
 }
 
@@ -377,14 +478,52 @@ func initialPID() uint32 {
 	return uint32(os.Getpid())
 }
 
-func (m *meshState) detach() error {
+// detach takes everything off, or if it is to be kept lets go of it.
+func (m *meshState) detach(keep bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var errs []error
 	for _, l := range m.lookups {
+		if keep {
+			errs = append(errs, l.close())
+		} else {
+			errs = append(errs, m.unguard(l))
+		}
+	}
+	m.lookups = nil
+	return errors.Join(errs...)
+}
+
+// rollback puts back what was there before, and takes off what had no predecessor.
+func (m *meshState) rollback() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var errs []error
+	for _, l := range m.lookups {
+		if l.previous == nil {
+			errs = append(errs, m.unguard(l))
+			continue
+		}
+		if err := l.link.Update(l.previous); err != nil {
+			errs = append(errs, fmt.Errorf("put back the program of link %s: %w", l.name, err))
+		}
 		errs = append(errs, l.close())
 	}
 	m.lookups = nil
+	return errors.Join(errs...)
+}
+
+// commit lets go of what was there before.
+func (m *meshState) commit() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var errs []error
+	for _, l := range m.lookups {
+		if l.previous != nil {
+			errs = append(errs, l.previous.Close())
+			l.previous = nil
+		}
+	}
 	return errors.Join(errs...)
 }
 

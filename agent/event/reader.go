@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
@@ -33,6 +32,20 @@ type Handler interface {
 	HandleDrained(empty bool)
 }
 
+// Progress says how far what was read has got. Its methods are called from Run's goroutine.
+type Progress interface {
+	// Handled is called when all records before a position were handled, which is that of a record.
+	Handled(position uint64)
+	// HandedOn returns up to which of these positions everything has left this process, or lies where it outlives it.
+	HandedOn() uint64
+}
+
+// AgainHandler is a Handler that takes events which an agent before this one has counted, and may not have handed on. What it gets is
+// followed by HandleDrained as other events are.
+type AgainHandler interface {
+	HandleAgain(event *connection.Event, position uint64)
+}
+
 // Reader drains a ring. While there are events the kernel wakes it only when much is pending; otherwise it looks by itself every interval. When
 // an interval went by without any, it goes to sleep until the kernel wakes it for the next.
 type Reader struct {
@@ -42,17 +55,27 @@ type Reader struct {
 	Asleep func(bool) error
 	// MostAsleep is how long it sleeps at most, so that HandleDrained is called now and then.
 	MostAsleep time.Duration
+	// Progress, if set before Run, keeps records in the ring until they are handed on, but at most half of the ring: who is killed leaves them to
+	// the next reader. Without it they leave the ring when they were handled.
+	Progress Progress
+	// Counted is the position before which records were counted by a reader before this one: the handler gets them by HandleAgain. Set before Run.
+	Counted uint64
+	// Position, if set before Run, hears how far the ring was read: now and then, and before each wait.
+	Position func(uint64)
 
-	ring     *ringbuf.Reader
+	ring     *ring
 	interval time.Duration
 	stats    *Stats
 	// wake is the ring once more, in the runtime's own poller: to wait there takes no thread, and no other to look after that one.
 	wake *os.File
 	conn syscall.RawConn
-	// Of Run only.
-	record ringbuf.Record
-	event  connection.Event
-	fence  atomic.Uint32
+	// Of Run only, but for the first.
+	position atomic.Uint64 // of the next record to be read
+	event    connection.Event
+	fence    atomic.Uint32
+	held     []uint64 // positions of batches that were handled and are still in the ring
+
+	open sync.RWMutex // held for reading while the ring is looked at
 
 	mu    sync.Mutex
 	poked bool // the next wait is to end at once
@@ -66,15 +89,14 @@ const batchEvents = 1024
 
 // NewReader opens the ring. The interval is the age an event can reach before it is read.
 func NewReader(ring *ebpf.Map, interval time.Duration, stats *Stats) (*Reader, error) {
-	r, err := ringbuf.NewReader(ring)
+	opened, err := openRing(ring)
 	if err != nil {
 		return nil, fmt.Errorf("open ring: %w", err)
 	}
-	r.SetDeadline(time.Unix(1, 0)) // it never waits: it reads what is there
-	reader := &Reader{ring: r, interval: interval, stats: stats}
+	reader := &Reader{ring: opened, interval: interval, stats: stats}
+	reader.position.Store(opened.released())
 	if err := reader.poll(ring.FD()); err != nil {
-		r.Close()
-		return nil, fmt.Errorf("open ring: wait for it: %w", err)
+		return nil, errors.Join(fmt.Errorf("open ring: wait for it: %w", err), opened.close())
 	}
 	return reader, nil
 }
@@ -98,13 +120,37 @@ func (r *Reader) poll(ring int) error {
 	return err
 }
 
-// Pending returns how many bytes wait in the ring. Safe for concurrent use.
-func (r *Reader) Pending() int { return r.ring.AvailableBytes() }
+// Pending returns how many bytes in the ring are not read yet. Safe for concurrent use.
+func (r *Reader) Pending() int {
+	r.open.RLock()
+	defer r.open.RUnlock()
+	if r.ring == nil {
+		return 0
+	}
+	return int(r.ring.written() - r.position.Load())
+}
 
-// Close ends a Run and frees the ring's mapping.
+// Held returns how many bytes in the ring are read and not handed on yet. Safe for concurrent use.
+func (r *Reader) Held() int {
+	r.open.RLock()
+	defer r.open.RUnlock()
+	if r.ring == nil {
+		return 0
+	}
+	return int(r.position.Load() - r.ring.released())
+}
+
+// Close ends a Run and frees the ring's mapping. Safe twice.
 func (r *Reader) Close() error {
 	_ = r.wake.Close() // twice is no harm
-	return r.ring.Close()
+	r.open.Lock()
+	defer r.open.Unlock()
+	if r.ring == nil {
+		return nil
+	}
+	err := r.ring.close()
+	r.ring = nil
+	return err
 }
 
 // Drain returns when everything that was submitted before the call was handled, or when Run has ended. Safe for concurrent use.
@@ -157,15 +203,16 @@ func (r *Reader) Run(ctx context.Context, h Handler) error {
 	for {
 		// Looked at before the ring is: what was submitted before the end was asked for is read.
 		stopping := ctx.Err() != nil
-		found, err := r.drain(h)
-		if errors.Is(err, ringbuf.ErrClosed) {
+		found, open := r.drain(h)
+		if !open {
 			h.HandleDrained(false)
 			return nil
 		}
-		if err != nil {
-			return fmt.Errorf("read ring: %w", err)
+		r.open.RLock()
+		if r.ring != nil {
+			r.handled(h, true)
 		}
-		h.HandleDrained(true)
+		r.open.RUnlock()
 		asked := r.empty()
 		if stopping {
 			return nil
@@ -183,33 +230,100 @@ func (r *Reader) Run(ctx context.Context, h Handler) error {
 	}
 }
 
-// drain reads the ring empty, and says whether there was anything in it.
-func (r *Reader) drain(h Handler) (found bool, err error) {
+// drain reads the ring empty, and says whether there was anything in it, and whether it is still open.
+func (r *Reader) drain(h Handler) (found, open bool) {
+	r.open.RLock()
+	defer r.open.RUnlock()
+	if r.ring == nil {
+		return false, false
+	}
 	pending := 0
-	for {
-		switch err := r.ring.ReadInto(&r.record); {
-		case err == nil:
-			found = true
-			r.stats.Received.Add(1)
-			if r.Tap != nil {
-				r.Tap(r.record.RawSample)
-			}
-			if err := Decode(r.record.RawSample, &r.event); err != nil {
-				r.stats.DecodeFailed.Add(1)
-				continue
-			}
-			r.stats.Decoded[r.event.Kind].Add(1)
-			h.HandleEvent(&r.event)
-			if pending++; pending == batchEvents {
-				pending = 0
-				h.HandleDrained(false)
-			}
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			return found, nil
-		default:
-			return found, err
+	for position := r.position.Load(); ; {
+		sample, after := r.ring.next(position)
+		if after == position {
+			return found, true
+		}
+		position = after
+		r.position.Store(position)
+		if sample == nil {
+			continue
+		}
+		found = true
+		r.handle(h, sample, position)
+		if pending++; pending == batchEvents {
+			pending = 0
+			r.handled(h, false)
 		}
 	}
+}
+
+// handle takes the record that ends at a position.
+func (r *Reader) handle(h Handler, sample []byte, position uint64) {
+	if position <= r.Counted {
+		again, ok := h.(AgainHandler)
+		if ok && Decode(sample, &r.event) == nil {
+			again.HandleAgain(&r.event, position)
+		}
+		return
+	}
+	r.stats.Received.Add(1)
+	if r.Tap != nil {
+		r.Tap(sample)
+	}
+	if err := Decode(sample, &r.event); err != nil {
+		r.stats.DecodeFailed.Add(1)
+		return
+	}
+	r.stats.Decoded[r.event.Kind].Add(1)
+	h.HandleEvent(&r.event)
+}
+
+// handled hands on a batch, and gives back the room of those that have left. The ring is held open.
+func (r *Reader) handled(h Handler, empty bool) {
+	h.HandleDrained(empty)
+	position := r.position.Load()
+	if r.Position != nil {
+		r.Position(position)
+	}
+	released := position
+	if r.Progress != nil {
+		r.Progress.Handled(position)
+		released = r.release(position)
+	}
+	if released > r.ring.released() {
+		r.ring.release(released)
+	}
+}
+
+// Release gives back the room of all that was read, whatever Progress says. Call it when Run has ended and everything has left.
+func (r *Reader) Release() {
+	r.open.RLock()
+	defer r.open.RUnlock()
+	if r.ring != nil {
+		r.ring.release(r.position.Load())
+	}
+}
+
+// release returns up to where the ring's room is given back: what was handed on, and all but half of the ring in any case.
+func (r *Reader) release(position uint64) uint64 {
+	if n := len(r.held); n == 0 || r.held[n-1] != position {
+		r.held = append(r.held, position)
+	}
+	to := r.Progress.HandedOn()
+	if half := r.ring.size() / 2; position > half {
+		to = max(to, position-half)
+	}
+	released := r.ring.released()
+	gone := 0
+	for _, p := range r.held {
+		if p > to {
+			break
+		}
+		released = max(released, p)
+		gone++
+	}
+	r.held = append(r.held[:0], r.held[gone:]...)
+	return released
 }
 
 // sleep tells the kernel that the reader goes to sleep, and says whether it may. A program that has an event commits it before it looks
@@ -219,7 +333,7 @@ func (r *Reader) sleep() bool {
 		return false
 	}
 	r.fence.Swap(1) // no load below is done before the store above
-	if r.ring.AvailableBytes() > 0 {
+	if r.Pending() > 0 {
 		_ = r.Asleep(false) // it worked before
 		return false
 	}

@@ -1,6 +1,10 @@
 package maps
 
-import "math/bits"
+import (
+	"cmp"
+	"math/bits"
+	"slices"
+)
 
 // indices hands out numbers from 1 up to a limit. One that was given back is handed out as late as can be: records that name it come in late.
 type indices struct {
@@ -23,6 +27,16 @@ func (a *indices) take() (index uint32, fresh bool) {
 	index = a.free[0]
 	a.free = a.free[1:]
 	return index, false
+}
+
+// occupy makes everything free that is not in use.
+func (a *indices) occupy(used map[uint32]bool) {
+	a.last, a.free = a.most, nil
+	for i := uint32(1); i <= a.most; i++ {
+		if !used[i] {
+			a.free = append(a.free, i)
+		}
+	}
 }
 
 func (a *indices) give(index uint32) { a.free = append(a.free, index) }
@@ -110,6 +124,24 @@ func (s *spans) take(size uint32) (span, bool) {
 		}
 	}
 	return span{}, false
+}
+
+// occupy takes ranges out that are in use, of spans that are all free.
+func (s *spans) occupy(used []span) {
+	slices.SortFunc(used, func(a, b span) int { return cmp.Compare(a.start, b.start) })
+	size := s.free
+	*s = spans{sizes: make(map[uint32]uint32), starts: make(map[uint32]uint32)}
+	at := uint32(0)
+	for _, p := range used {
+		if p.size == 0 {
+			continue
+		}
+		s.add(span{at, p.start - at})
+		s.free += p.start - at
+		at = p.start + p.size
+	}
+	s.add(span{at, size - at})
+	s.free += size - at
 }
 
 func (s *spans) give(p span) {

@@ -135,6 +135,7 @@ func (d *drift) service(want *Service, all *held) {
 		what := fmt.Sprintf("%s endpoint %v %v backend %d", name, w.Endpoint, w.Address, b.index)
 		is(d, what, h, bpf.Backend{
 			Addr: as16(w.Address.Addr()), Port: w.Address.Port(), Tag: b.tag, Workload: d.r.workloads[workloadKey{name: w.Workload}].at(), Weight: w.Weight,
+			Service: state.id,
 		})
 	}
 	d.limit(name, want.Limit)
@@ -252,7 +253,7 @@ func familyText(ipv6 bool) string {
 // What is changed in place is read word by word.
 
 func loadBackend(b *bpf.Backend) bpf.Backend {
-	return bpf.Backend{Addr: b.Addr, Port: b.Port, Tag: b.Tag, Workload: atomic.LoadUint32(&b.Workload), Weight: atomic.LoadUint32(&b.Weight)}
+	return bpf.Backend{Addr: b.Addr, Port: b.Port, Tag: b.Tag, Workload: atomic.LoadUint32(&b.Workload), Weight: atomic.LoadUint32(&b.Weight), Service: b.Service}
 }
 
 func loadWorkload(w *bpf.Workload) bpf.Workload {

@@ -96,7 +96,7 @@ func (s *workloadState) enterAddresses(into map[bpf.Address]uint32) {
 }
 
 // enterAll does the same for all that there is, whatever the hashes hold: after a change of them failed.
-func (r *Reconciler) enterAll() error {
+func (r *Reconciler) enterAll(changes *Changes) error {
 	var errs [3]error
 	r.frontends, errs[0] = r.m.Frontends.All()
 	r.addresses, errs[1] = r.m.Addresses.All()
@@ -117,7 +117,7 @@ func (r *Reconciler) enterAll() error {
 	for _, w := range r.workloads {
 		w.enterAddresses(addresses)
 	}
-	return r.enterThese(frontends, addresses, &Changes{})
+	return r.enterThese(frontends, addresses, changes)
 }
 
 // enterThese changes what is not so yet; 0 is of keys that go. Who somebody is comes before what is dialled.

@@ -25,6 +25,9 @@ type PolicySet struct {
 	key                   string // of its policies; sets with the same are the same
 	atoms                 []*atom
 
+	// unknown is of one that was found in the maps and is none of a mesh that we have seen: its bits have no names.
+	unknown bool
+
 	mu      sync.Mutex
 	classes map[Class]bpf.Rules // those that were asked for
 }
@@ -59,6 +62,14 @@ type BlockRules struct {
 type PortRules struct {
 	Port  uint16
 	Rules bpf.Rules
+}
+
+// value is what the map has of a set.
+func (s *PolicySet) value(generation uint64) bpf.PolicySet {
+	return bpf.PolicySet{
+		Generation: generation, Deny: s.Deny, Allow: s.Allow, DryDeny: s.DryDeny, DryAllow: s.DryAllow, Blocks: s.ByAddress,
+		HasAllow: toWord(s.HasAllow), HasDryAllow: toWord(s.HasDryAllow),
+	}
 }
 
 func setBit(r *bpf.Rules, bit int) { r.Words[bit/64] |= 1 << (bit % 64) }

@@ -48,6 +48,7 @@ type Reconciler struct {
 	resolved  map[string]cgroup
 	levels    uint64
 	stale     bool // that may not be so: one could not be written
+	recovered bool // that was read from the kernel, and is not all of the mesh's
 
 	free    allocators
 	tags    []uint32 // of backends, by index
@@ -69,7 +70,7 @@ type Changes struct {
 	Puts, Deletes                                          int // elements of hashes
 }
 
-// NewReconciler returns a reconciler of maps that are empty.
+// NewReconciler returns a reconciler of maps that are empty, or of maps that another had before: then Recover is called next.
 func NewReconciler(m *Maps, o Options) (*Reconciler, error) {
 	if o.Resolve == nil || o.SetLevels == nil {
 		return nil, errors.New("make reconciler: Resolve and SetLevels are needed")
@@ -89,11 +90,6 @@ func NewReconciler(m *Maps, o Options) (*Reconciler, error) {
 		if uint32(n) != want[name] {
 			return nil, fmt.Errorf("make reconciler: map %s has %d entries, and %d by the configuration", name, n, want[name])
 		}
-	}
-	if held, err := m.Frontends.All(); err != nil {
-		return nil, fmt.Errorf("make reconciler: %w", err)
-	} else if len(held) > 0 {
-		return nil, fmt.Errorf("make reconciler: the maps are not empty: they have %d frontends", len(held))
 	}
 	last := func(name string) *indices { return newIndices(want[name] - 1) }
 	return &Reconciler{
@@ -166,13 +162,26 @@ func (r *Reconciler) Apply(mesh *Mesh) (Changes, error) {
 	}
 	p.write()
 	p.flip()
-	if err := p.enter(); err != nil {
+	if err := r.enter(p); err != nil {
 		return p.changes, fmt.Errorf("%w: %w", ErrPartly, err)
 	}
 	if err := r.settle(); err != nil {
 		return p.changes, fmt.Errorf("%w: %w", ErrPartly, err)
 	}
 	return p.changes, r.setHas(has)
+}
+
+// enter makes the hashes as the reconciler's state is now.
+func (r *Reconciler) enter(p *plan) error {
+	if !r.recovered {
+		return p.enter()
+	}
+	// What an earlier agent entered is in no plan.
+	if err := r.enterAll(&p.changes); err != nil {
+		return err
+	}
+	r.recovered = false
+	return nil
 }
 
 // ErrPartly is of a mesh that is in force, or parts of it, while something remains to be done.
@@ -186,7 +195,7 @@ func (r *Reconciler) repair() error {
 		}
 	}
 	if r.stale {
-		if err := r.enterAll(); err != nil {
+		if err := r.enterAll(&Changes{}); err != nil {
 			return err
 		}
 	}

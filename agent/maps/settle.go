@@ -90,6 +90,7 @@ func (r *Reconciler) reap() (int, error) {
 	for key, b := range r.draining {
 		if atomic.LoadUint64(&r.m.Loads[b.index].Open) == 0 {
 			delete(r.draining, key)
+			r.m.Backends[b.index].Service = 0
 			r.free.backends.give(b.index)
 			freed++
 		}
@@ -137,6 +138,9 @@ func (r *Reconciler) foldVerdicts() error {
 		return err
 	}
 	for _, key := range gone {
+		if sets[key.PolicySet].unknown {
+			continue
+		}
 		r.counted[r.verdict(sets[key.PolicySet], key)] += all[key]
 	}
 	return nil

@@ -25,6 +25,7 @@ type (
 		table tableState
 		want  *Pool
 		limit *limitState
+		left  bool // by an earlier agent, and nobody's
 	}
 	tableState struct {
 		index uint32

@@ -18,12 +18,8 @@ func (p *plan) write() {
 	}
 	for _, s := range p.sets {
 		r.sets[s.set.key] = s
-		set := s.set
-		r.m.PolicySets[s.index] = bpf.PolicySet{
-			Generation: s.generation, Deny: set.Deny, Allow: set.Allow, DryDeny: set.DryDeny, DryAllow: set.DryAllow, Blocks: set.ByAddress,
-			HasAllow: toWord(set.HasAllow), HasDryAllow: toWord(set.HasDryAllow),
-		}
-		r.names.setRules(s.index, set.Rules)
+		r.m.PolicySets[s.index] = s.set.value(s.generation)
+		r.names.setRules(s.index, s.set.Rules)
 	}
 	for text, s := range p.newLimits {
 		r.limits[text] = s
@@ -72,7 +68,7 @@ func (p *plan) writeService(s *servicePlan) {
 		// Written once more in flip, when all workloads have their indices.
 		b.workload, b.weight = nil, want.Weight
 		clearLoad(&r.m.Loads[b.index])
-		r.m.Backends[b.index] = bpf.Backend{Addr: as16(want.Address.Addr()), Port: want.Address.Port(), Tag: b.tag, Weight: want.Weight}
+		r.m.Backends[b.index] = bpf.Backend{Addr: as16(want.Address.Addr()), Port: want.Address.Port(), Tag: b.tag, Weight: want.Weight, Service: s.state.id}
 		p.changes.Backends++
 	}
 	for i, t := range s.tables {
@@ -193,6 +189,8 @@ func (p *plan) flipService(s *servicePlan, now time.Time) {
 	for i, b := range s.backends {
 		kept[b] = true
 		p.flipBackend(b, &s.want.Backends[i], s.want.DrainTimeout, now)
+		// One that drained may have been of an earlier service of the name.
+		p.store(&r.m.Backends[b.index].Service, state.id)
 	}
 	pools := make(map[*poolState]bool, len(s.pools))
 	for i, pool := range s.pools {

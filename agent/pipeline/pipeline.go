@@ -43,6 +43,12 @@ type Options struct {
 	// run every SweepInterval.
 	Sweep         func(all bool, observe func(*connection.Event)) error
 	SweepInterval time.Duration
+	// Inherited is when this pipeline began to count, if others did so before for the same kernel side, on CLOCK_MONOTONIC; 0 else. See
+	// connection.Tracker.Inherit.
+	Inherited uint64
+	// Again gets connections that ended which a pipeline before this one has counted, and may not have handed on: record by record. It may keep the
+	// batch. nil: nobody wants them.
+	Again func(batch []enrich.Record, position uint64)
 }
 
 // Pipeline is an event.Handler: it is called from one goroutine.
@@ -69,7 +75,22 @@ func New(options Options) *Pipeline {
 	if options.Now == nil {
 		options.Now = time.Now
 	}
-	return &Pipeline{options: options, tracker: connection.NewTracker(options.Limit, options.Identify)}
+	p := &Pipeline{options: options, tracker: connection.NewTracker(options.Limit, options.Identify)}
+	if options.Inherited != 0 {
+		p.tracker.Inherit(options.Inherited)
+		p.lossy = true // the first sweep tells of all: what is open is to be in the gauges
+	}
+	return p
+}
+
+// HandleAgain hands on the end of a connection that was counted before. It adds nothing to any sum.
+func (p *Pipeline) HandleAgain(event *connection.Event, position uint64) {
+	if event.Kind != connection.Close || p.options.Again == nil {
+		return
+	}
+	p.options.Again([]enrich.Record{{
+		Event: *event, Change: connection.ChangeOf(event), Identity: p.options.Identify(event), Clock: p.options.Clock(),
+	}}, position)
 }
 
 // HandleEvent adds an event's record to the current batch.

@@ -59,7 +59,7 @@ func startAgent(ctx context.Context, p *place, self, program string, c condition
 		return nil, err
 	}
 	config := map[string]any{
-		"cgroup": observed, "metrics_address": a.address, "state_directory": filepath.Join(directory, "state"), "log_level": "warn",
+		"cgroup": observed, "metrics_address": a.address, "state_directory": filepath.Join(directory, "state"), "log_level": "warn", "pin_directory": "off",
 	}
 	for key, value := range settings {
 		config[key] = value

@@ -289,8 +289,11 @@ static __always_inline void connection_close(const bool in_mesh, struct bpf_sock
 		/* Another program asked for these callbacks, and mesh_state sees the end too. */
 		if (conn->traced || !end_begin(conn, &out.close))
 			return;
-		if (in_mesh && out.close.event.flags & MESH_DECIDED)
+		if (in_mesh && out.close.event.flags & MESH_DECIDED) {
 			out.decision = decided_room(conn)->decision;
+			if (out.close.event.role == MESH_SERVER)
+				inbound_closed(&out.close.event, bpf_ktime_get_ns());
+		}
 	} else if (!stateless_end(ctx, tp, &out.close)) {
 		return;
 	}

@@ -11,10 +11,13 @@
 #include "refuse.h"
 
 /*
- * The agent, by its process id in the initial namespace: its health checks go to endpoints, whatever policies say of it. 0: unknown. Set by it when it
- * attaches; the links of these programs end with it.
+ * The agent, by its process id in the initial namespace and when it started: its health checks go to endpoints, whatever policies say of it. 0: unknown.
+ * Set by it when it attaches. These programs outlive it, and its process id may be another's then.
  */
 volatile __u32 agent_pid;
+volatile __u64 agent_start_ticks; /* since boot, as field 22 of /proc/PID/stat */
+
+#define DECIDE_TICK_NS 10000000 /* 1 s / USER_HZ, which is 100 on all architectures that we run on */
 
 static __always_inline bool decide_is_agent(void)
 {
@@ -23,7 +26,7 @@ static __always_inline bool decide_is_agent(void)
 	if (!agent_pid)
 		return false;
 	task = (struct task_struct *)bpf_get_current_task_btf();
-	return task->tgid == (int)agent_pid;
+	return task->tgid == (int)agent_pid && task->group_leader->start_boottime / DECIDE_TICK_NS == agent_start_ticks;
 }
 
 /* By the cgroup of the socket, which is where the process was when it made it: a process that moves takes no socket along. */

@@ -5,16 +5,23 @@
 #include "account.h"
 #include "identity.h"
 
-/* Pending bytes at which user space is woken; below it, it comes by itself on a timer. Set at load from the ring's size. */
+/* Unread bytes at which user space is woken; below it, it comes by itself on a timer. Set at load from the ring's size. */
 const volatile __u64 wakeup_bytes = 512 << 10;
 
 /*
+ * How far user space has read; written by it only. What it has read is still in the ring until it is in the access log or handed to exporters, so that one
+ * who is killed in between leaves it to the next.
+ */
+volatile __u64 read_position;
+
+/*
  * A wake-up inside the hook costs the traced CPU about a microsecond (irq_work and an IPI), the submit about 25 ns. The query
- * reads two positions of the ring without its lock.
+ * reads a position of the ring without its lock.
  */
 static __always_inline __u64 emit_flags(void)
 {
-	return bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= wakeup_bytes ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
+	return bpf_ringbuf_query(&events, BPF_RB_PROD_POS) - read_position >= wakeup_bytes ? BPF_RB_FORCE_WAKEUP
+											   : BPF_RB_NO_WAKEUP;
 }
 
 /*

@@ -44,7 +44,7 @@ static __always_inline __u32 inbound_source(const struct mesh_ticket *ticket)
 	struct mesh_admission *announced = bpf_map_lookup_elem(&tickets, ticket);
 	struct mesh_address address;
 
-	if (announced)
+	if (announced && !announced->closed_ns)
 		return announced->source;
 	/* From another machine, or from outside the mesh: its address is all there is. */
 	__builtin_memcpy(address.addr, ticket->client_addr, sizeof(address.addr));
@@ -73,6 +73,31 @@ static __always_inline void inbound_ends(struct bpf_sk_lookup *ctx, struct mesh_
 	server[1] = ctx->local_ip6[1];
 	server[2] = ctx->local_ip6[2];
 	server[3] = ctx->local_ip6[3];
+}
+
+/* For how long after a connection's end its packets come for nobody: the answer of a TIME_WAIT to a FIN that crossed its own is one. */
+#define INBOUND_STRAY_NS 1000000000ULL
+
+/*
+ * The program is not told what kind of packet it is asked for, and a rest of a connection that ended looks to it as a SYN does. Such a one may be dropped as
+ * any that is denied, but nobody was refused anything.
+ */
+static __always_inline bool inbound_is_stray(const struct mesh_ticket *ticket, __u64 now)
+{
+	struct mesh_admission *last = bpf_map_lookup_elem(&tickets, ticket);
+
+	return last && last->closed_ns && now - last->closed_ns < INBOUND_STRAY_NS;
+}
+
+/* TCP_CLOSE of a server's socket that was judged. */
+static __always_inline void inbound_closed(const struct mesh_event *event, __u64 now)
+{
+	struct mesh_ticket ticket = {.client_port = event->peer_port, .server_port = event->local_port};
+	struct mesh_admission admission = {.closed_ns = now};
+
+	__builtin_memcpy(ticket.client_addr, event->peer_addr, sizeof(ticket.client_addr));
+	__builtin_memcpy(ticket.server_addr, event->local_addr, sizeof(ticket.server_addr));
+	bpf_map_update_elem(&tickets, &ticket, &admission, BPF_ANY);
 }
 
 static __always_inline void inbound_refuse(const struct mesh_ticket *ticket, struct mesh_decision *decision, __u64 start)
@@ -122,7 +147,7 @@ static __always_inline struct mesh_decided *inbound_admitted(const bool in_mesh,
 	__builtin_memcpy(ticket.client_addr, conn->event.peer_addr, sizeof(ticket.client_addr));
 	__builtin_memcpy(ticket.server_addr, conn->event.local_addr, sizeof(ticket.server_addr));
 	admission = bpf_map_lookup_elem(&tickets, &ticket);
-	if (!admission)
+	if (!admission || admission->closed_ns)
 		return NULL;
 	d = admission->destination ? decided_room(conn) : NULL;
 	if (d) {
@@ -174,6 +199,10 @@ static __always_inline int inbound_judge(struct bpf_sk_lookup *ctx)
 	if (decision.verdict != MESH_VERDICT_DENY) {
 		inbound_admit(&ticket, &decision, question.source);
 		return SK_PASS;
+	}
+	if (inbound_is_stray(&ticket, start)) {
+		account_add(strays);
+		return SK_DROP;
 	}
 	bpf_map_delete_elem(&tickets, &ticket);
 	__builtin_memcpy(decision.original_addr, ticket.server_addr, sizeof(decision.original_addr));

@@ -86,6 +86,25 @@ __noinline int policy_count(__u32 set, __u32 rule, __u32 verdict, __u32 dry)
 	return 0;
 }
 
+/* For how long policies hold without an agent that could change them; then they deny everything. 0: for ever. Set at load. */
+const volatile __u64 fail_closed_ns = 0;
+
+static __always_inline bool policy_is_unattended(void)
+{
+	struct mesh_watchdog *w;
+	__u32 first = 0;
+	__u64 alive;
+
+	if (!fail_closed_ns)
+		return false;
+	w = bpf_map_lookup_elem(&watchdog, &first);
+	if (!w)
+		return false;
+	/* Before the clock, or an agent that comes alive in between would seem to be of the future. */
+	alive = *(volatile __u64 *)&w->alive_ns;
+	return bpf_ktime_get_ns() - alive > fail_closed_ns;
+}
+
 /*
  * Fills in what the decision says of policies. An address that is not known yet (who connects is not routed yet) leaves the rules that ask for it
  * open: they deny nothing here and keep nothing from being allowed, and the server's side, which knows it, decides. Anything that is not
@@ -101,6 +120,10 @@ static __always_inline void policy_decide(struct mesh_decision *decision, const 
 	decision->rule = MESH_NO_RULE;
 	decision->dry_rule = MESH_NO_RULE;
 	decision->verdict = MESH_VERDICT_DENY;
+	if (policy_is_unattended()) {
+		decision->rule = MESH_UNATTENDED;
+		return;
+	}
 	set = bpf_map_lookup_elem(&policy_sets, &index);
 	source = policy_rules_by_source(q);
 	port = policy_rules_by_port(q);

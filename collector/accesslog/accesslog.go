@@ -26,6 +26,10 @@ const writeBytes = 64 << 10
 
 // Log is a pipeline.Sink that writes lines from a goroutine of its own.
 type Log struct {
+	// Noted, if set before Run, hears that the lines of all connections before a position (see Mark) are written, and to which file; nil: to none. What the
+	// file has beyond its size of that moment is of later positions.
+	Noted func(position uint64, file *os.File)
+
 	queue *queue.Queue
 	boot  attribute.Boot
 
@@ -111,7 +115,28 @@ func (l *Log) Run() {
 		for _, batch := range batches {
 			l.queue.Done(len(batch))
 		}
+		l.note()
 	}
+}
+
+func (l *Log) note() {
+	if l.Noted == nil {
+		return
+	}
+	if position, exact := l.queue.Marked(); exact {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.Noted(position, l.file)
+	}
+}
+
+// Mark says that all connections that ended before a position were given to Consume. Positions only grow.
+func (l *Log) Mark(position uint64) { l.queue.Mark(position) }
+
+// Marked returns the last position that Mark was told of whose lines are all written, or lost.
+func (l *Log) Marked() uint64 {
+	position, _ := l.queue.Marked()
+	return position
 }
 
 func (l *Log) write(buf []byte, lines uint64) {

@@ -4,6 +4,7 @@ package edge
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -265,6 +266,35 @@ func (s *Sums) hangs(r *enrich.Record) {
 		s.sweep, s.OldestConnectingNS = r.Sweep, 0
 	}
 	s.OldestConnectingNS = max(s.OldestConnectingNS, age)
+}
+
+// Restore puts in edges of an earlier table, of which the snapshot was the last: counters go on from there. Gauges begin with 0, for whoever counts what is
+// open now. It is called before the first record; edges beyond the limit go to the overflow edge of their role.
+func (t *Table) Restore(edges []Edge) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := t.clock()
+	for i := range edges {
+		sums := &edges[i].Sums
+		sums.Open, sums.Connecting, sums.OldestConnectingNS = 0, 0, 0
+		// Those of this version: what was saved with others is left out.
+		if !sums.sameBounds() {
+			continue
+		}
+		e := t.entry(edges[i].Key, sums.SinceUnixNS, now)
+		e.sums.fold(sums)
+		e.sums.SinceUnixNS = min(e.sums.SinceUnixNS, sums.SinceUnixNS)
+		t.touch(e, now)
+	}
+}
+
+// sameBounds tells whether histograms can be added to those of a new edge.
+func (s *Sums) sameBounds() bool {
+	same := func(h *Histogram, bounds []float64) bool {
+		return slices.Equal(h.Bounds, bounds) && len(h.Classic) == len(bounds)+1 && len(h.Exemplars) == len(bounds)+1
+	}
+	return same(&s.ConnectDuration, LatencyBounds) && same(&s.FirstByteDuration, LatencyBounds) &&
+		same(&s.ConnectionDuration, DurationBounds) && same(&s.RTT, LatencyBounds)
 }
 
 // Counts are of the table itself.

@@ -21,7 +21,13 @@ type Queue struct {
 	records int
 	held    int // records that Next gave and Done did not hear of
 	dropped uint64
-	closed  bool
+	marks   []mark // in the order of their records
+	taken   uint64 // records, ever
+	done    uint64 // of these
+	marked  uint64 // the last mark of which all are
+	// markedTaken is how many records there were at that mark.
+	markedTaken uint64
+	closed      bool
 
 	fair bool
 	// shares counts the records in the queue by workload, while more than half of it is used; nil else.
@@ -68,6 +74,7 @@ func (q *Queue) Consume(batch []enrich.Record) {
 	}
 	q.batches = append(q.batches, batch)
 	q.records += len(batch)
+	q.taken += uint64(len(batch))
 	q.signal()
 }
 
@@ -141,6 +148,34 @@ func (q *Queue) Done(records int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.held -= records
+	q.done += uint64(records)
+}
+
+// mark is a position up to which all records are done when so many are.
+type mark struct{ taken, position uint64 }
+
+// Mark says that all records before a position are in the queue, or were dropped. Positions only grow.
+func (q *Queue) Mark(position uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if n := len(q.marks); n > 0 && q.marks[n-1].taken == q.taken {
+		q.marks[n-1].position = position
+		return
+	}
+	q.marks = append(q.marks, mark{q.taken, position})
+}
+
+// Marked returns the last position that Mark was told of which nobody has a record any more; 0 without one. Exact says that nobody is done with a
+// record of a later position either.
+func (q *Queue) Marked() (position uint64, exact bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	gone := 0
+	for ; gone < len(q.marks) && q.marks[gone].taken <= q.done; gone++ {
+		q.marked, q.markedTaken = q.marks[gone].position, q.marks[gone].taken
+	}
+	q.marks = append(q.marks[:0], q.marks[gone:]...)
+	return q.marked, q.markedTaken == q.done
 }
 
 // Close makes Next end once the queue is empty. What comes later is dropped and counted. Safe twice.

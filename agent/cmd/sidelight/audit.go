@@ -167,7 +167,7 @@ func (n *node) report(ctx context.Context) (*auditReport, error) {
 
 func (n *node) reportOf(ctx context.Context) (*auditReport, error) {
 	// Before the ring is drained: what was decoded by now has been handed to the sinks when it is.
-	closes := n.stats.Decoded[connection.Close].Load()
+	lines, handed := n.succession.closes()
 	a, err := n.audit(ctx)
 	if err != nil {
 		return nil, err
@@ -175,7 +175,7 @@ func (n *node) reportOf(ctx context.Context) (*auditReport, error) {
 	r := &auditReport{Account: a}
 	if n.log != nil {
 		waiting := uint64(n.log.Waiting())
-		r.AccessLog = newWay(closes, auditWay{
+		r.AccessLog = newWay(lines, auditWay{
 			Waiting: waiting, Written: n.log.Lines(), Dropped: n.log.Dropped(), SampledOut: n.gate.LogsOut(),
 		})
 		r.Unaccounted += r.AccessLog.Unaccounted
@@ -185,11 +185,11 @@ func (n *node) reportOf(ctx context.Context) (*auditReport, error) {
 	}
 	logs, spans := uint64(n.records.logs.Waiting()), uint64(n.records.traces.Waiting())
 	r.Receiver = map[string]*auditWay{
-		"logs": newWay(closes, auditWay{
+		"logs": newWay(handed, auditWay{
 			Waiting: logs, Written: meshreceiver.HandedOn.Logs.Load(), Unused: meshreceiver.Unused.Logs.Load(),
 			Dropped: meshreceiver.Dropped.Logs.Load() + n.records.logs.Dropped(), SampledOut: n.gate.LogsOut(),
 		}),
-		"traces": newWay(closes, auditWay{
+		"traces": newWay(handed, auditWay{
 			Waiting: spans, Written: meshreceiver.HandedOn.Spans.Load(), Unused: meshreceiver.Unused.Spans.Load(),
 			Dropped: meshreceiver.Dropped.Spans.Load() + n.records.traces.Dropped(), SampledOut: n.gate.SpansOut(),
 		}),
@@ -222,7 +222,7 @@ func kernelAccount(a datapath.Account) account.Kernel {
 	k := account.Kernel{
 		Attempts: a.Attempts, Failed: a.Failed, UntrackedClosed: a.UntrackedClosed, StatelessEstablished: a.StatelessEstablished,
 		AdoptedConnecting: a.AdoptedConnecting, AdoptFailed: a.AdoptFailed,
-		Aggregated: a.Aggregated, Totalled: a.Totalled, ListenersFailed: a.ListenersFailed,
+		Aggregated: a.Aggregated, Totalled: a.Totalled, ListenersFailed: a.ListenersFailed, Strays: a.Strays,
 		Established: make(map[string]uint64), Adopted: make(map[string]uint64), Closed: make(map[string]uint64),
 		StorageFailed: make(map[string]uint64), Refused: make(map[string]uint64),
 		Submitted: make(map[string]uint64), ReserveFailed: make(map[string]uint64), SampledOut: make(map[string]uint64),

@@ -85,6 +85,7 @@ func runNode() error {
 		return err
 	}
 	c.Cgroup, c.AccessLog, c.MetricsAddress, c.OTLP.Endpoint = s.Cgroup, s.Access, "127.0.0.1:0", s.Endpoint
+	c.PinDirectory = config.Off
 	if err := c.Validate(); err != nil {
 		return err
 	}

@@ -42,7 +42,7 @@ func (k *kernelSide) check(cgroup string) (err error) {
 func (k *kernelSide) load(c *config.Config, mesh map[string]uint32) (err error) {
 	if k.datapath, err = datapath.Load(datapath.Options{
 		RingBytes: c.RingBytes, WakeupBytes: uint64(c.RingBytes) / 8, Cgroup: k.cgroup, FirstBytes: c.FirstByteTimes, Silent: silentKinds(c.Events),
-		Mesh: mesh,
+		Mesh: mesh, Pin: pinDirectory(c), Mounted: c.Mounted, Version: version(), FailClosed: c.Mesh.FailClosedAfter,
 	}); err != nil {
 		return err
 	}
@@ -54,6 +54,7 @@ func (k *kernelSide) load(c *config.Config, mesh map[string]uint32) (err error) 
 	}
 	// Between two reports there may be a sweep to make, by whoever is told that the ring is empty.
 	k.reader.Asleep, k.reader.MostAsleep = k.datapath.ReaderAsleep, c.ReportInterval
+	k.reader.Position = k.datapath.SetReadPosition
 	return nil
 }
 

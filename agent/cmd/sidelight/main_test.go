@@ -197,7 +197,7 @@ func startAgentIn(t *testing.T, cgroup string, env []string, args ...string) *ag
 	a := newAgent(t)
 	a.cmd = exec.Command(program, append([]string{
 		"run", "--cgroup", cgroup, "--access-log", a.Access, "--metrics-address", "127.0.0.1:0",
-	}, withoutBudget(t, args)...)...)
+	}, withPlaces(t, withoutBudget(t, args))...)...)
 	a.cmd.Env = append(os.Environ(), env...)
 	a.start()
 	return a
@@ -211,6 +211,32 @@ func withoutBudget(t *testing.T, args []string) []string {
 	file := filepath.Join(t.TempDir(), "sidelight.yaml")
 	writeFile(t, file, noBudget)
 	return append(args, "--config", file)
+}
+
+// places counts pin directories, so that each agent has one of its own.
+var places atomic.Int64
+
+// withPlaces adds where an agent pins and keeps what, if nothing is said of it: so that agents can be beside each other, and nothing is left.
+func withPlaces(t *testing.T, args []string) []string {
+	t.Helper()
+	if !slices.Contains(args, "--pin-directory") {
+		dir := fmt.Sprintf("%s/sidelight-test-%d-%d", datapath.BPFFS, os.Getpid(), places.Add(1))
+		args = append(args, "--pin-directory", dir)
+		cleanPins(t, dir)
+	}
+	if i := slices.Index(args, "--config"); !slices.Contains(args, "--state-directory") && !strings.Contains(readFile(t, args[i+1]), "state_directory") {
+		args = append(args, "--state-directory", filepath.Join(t.TempDir(), "state"))
+	}
+	return args
+}
+
+// cleanPins takes off what a test left pinned, when all that the test started has ended.
+func cleanPins(t *testing.T, dir string) {
+	t.Cleanup(func() {
+		if out, err := exec.Command(program, "uninstall", "--pin-directory", dir).CombinedOutput(); err != nil {
+			t.Errorf("uninstall: %v\n%s", err, out)
+		}
+	})
 }
 
 func newAgent(t *testing.T) *agent {

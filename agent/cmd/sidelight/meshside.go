@@ -34,6 +34,7 @@ type meshSide struct {
 	compiler *maps.Compiler
 	snapshot *model.Snapshot // in force
 	mesh     *maps.Mesh      // what was made of it
+	applied  *model.Snapshot // what the mesh was made of; nil: the maps have none yet
 	guards   int             // network namespaces whose inbound connections are judged
 	looks    uint64
 	late     map[[2]uint32]*drained // by index and tag of a backend
@@ -105,7 +106,22 @@ func (m *meshSide) fill(d *datapath.Datapath, cgroup datapath.Cgroup, c *config.
 	enricher.Use(m.names)
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if d.Resumed() {
+		if err := m.recoverLocked(); err != nil {
+			return err
+		}
+	}
 	return m.applyLocked(m.snapshot)
+}
+
+// recoverLocked makes the reconciler know what an earlier agent left. Generations go on from there.
+func (m *meshSide) recoverLocked() error {
+	m.snapshot = m.file.Continue(m.reconciler.LastGeneration())
+	mesh, err := m.compiler.Compile(m.snapshot, nil)
+	if err != nil {
+		return err
+	}
+	return m.reconciler.Recover(mesh)
 }
 
 // apply puts a snapshot in force, or says why the last one stays.
@@ -131,17 +147,19 @@ func (m *meshSide) applyLocked(s *model.Snapshot) error {
 	if err != nil && !errors.Is(err, maps.ErrPartly) {
 		return err
 	}
-	m.mesh = mesh
+	first := m.applied == nil
+	m.mesh, m.applied = mesh, s
 	m.renewed = m.renewed || changes.Workloads+changes.Puts+changes.Deletes > 0
 	if err != nil {
 		// What is missing comes with the next look around.
 		m.logger.Warn("not all of the mesh is in force yet", "error", err)
 	}
-	if s != m.snapshot || s.Generation == 1 {
+	if s != m.snapshot || first {
 		m.names.SetSnapshot(s)
 		m.outliers.SetSnapshot(s)
 	}
-	renewed := s.Generation != m.snapshot.Generation
+	// After an agent before this one, policies may be others than what is open was allowed by.
+	renewed := s.Generation != m.snapshot.Generation || first && m.datapath.Resumed()
 	m.snapshot = s
 	m.lookAroundLocked()
 	if renewed && len(mesh.Sets) > 0 {

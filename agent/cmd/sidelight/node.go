@@ -29,9 +29,14 @@ type node struct {
 	budget  *budgetSide
 	tracing *meshreceiver.Tracing
 	mesh    *meshSide
-	control *status.Control // nil without a mesh
+	control *status.Control // nil without a mesh and without pins
+
+	succession *succession
+	handover   chan struct{} // closed when another agent asks for it
+	asked      sync.Once
 
 	boot     attribute.Boot
+	bootID   string
 	pipeline *pipeline.Pipeline
 	server   *status.Server
 }
@@ -43,7 +48,9 @@ func (e inputError) Unwrap() error { return e.error }
 
 // newNode checks everything that can be checked and takes what it needs, attaching nothing. Every error is an inputError.
 func newNode(ctx context.Context, c config.Config, options collectorOptions, logger *slog.Logger) (*node, error) {
-	n := &node{config: c, logger: logger, started: time.Now(), budget: newBudgetSide(&c), tracing: new(meshreceiver.Tracing)}
+	n := &node{config: c, logger: logger, started: time.Now(), budget: newBudgetSide(&c), tracing: new(meshreceiver.Tracing),
+		handover: make(chan struct{}),
+	}
 	if err := n.prepare(ctx, options); err != nil {
 		n.release()
 		return nil, inputError{err}
@@ -59,29 +66,35 @@ func (n *node) prepare(ctx context.Context, options collectorOptions) error {
 	if n.mesh, err = newMeshSide(&n.config.Mesh, n.logger); err != nil {
 		return err
 	}
-	bootID, err := readBootID()
-	if err != nil {
+	if n.bootID, err = readBootID(); err != nil {
 		return err
 	}
-	n.boot = attribute.NewBoot(bootID)
-	if err := n.open(&n.config, n.boot); err != nil {
-		return err
-	}
-	if n.server, err = status.Listen(n.config.MetricsAddress); err != nil {
-		return err
-	}
-	if n.mesh != nil {
-		if n.control, err = status.ListenControl(filepath.Join(n.config.StateDirectory, controlSocket)); err != nil {
-			return err
-		}
-	}
+	n.boot = attribute.NewBoot(n.bootID)
 	host, _ := os.Hostname() // without a name the attribute is left out
 	if err := n.prepareCollector(ctx, &n.config, options, n.logger, meshreceiver.Settings{
 		Clock: event.MeasureClock, Boot: n.boot, HostName: host, Self: n.readSelf, Steps: n.budget.steps, Tracing: n.tracing,
 	}, n.snapshot); err != nil {
 		return err
 	}
+	// What can be wrong with the input was found by now: from here on there is no other agent.
+	if err := n.takeOver(ctx); err != nil {
+		return err
+	}
+	if err := n.open(&n.config, n.boot); err != nil {
+		return err
+	}
+	if n.server, err = status.Listen(n.config.MetricsAddress); err != nil {
+		return err
+	}
+	if n.mesh != nil || n.config.PinDirectory != config.Off {
+		if n.control, err = status.ListenControl(filepath.Join(n.config.StateDirectory, controlSocket)); err != nil {
+			return err
+		}
+	}
 	if err := n.load(&n.config, n.mesh.mapSizes(&n.config.Mesh)); err != nil {
+		return err
+	}
+	if err := n.succeed(); err != nil {
 		return err
 	}
 	if err := n.mesh.fill(n.datapath, n.cgroup, &n.config.Mesh, n.enricher); err != nil {
@@ -95,7 +108,7 @@ func (n *node) prepare(ctx context.Context, options collectorOptions) error {
 		Limit: n.config.MaxConnections, Clock: event.MeasureClock, Identify: n.enricher.Identify,
 		Sinks: sinks, Finished: n.finished(n.config.Budget.Slow),
 		Losses: n.losses, LossSinks: []pipeline.LossSink{n.edges},
-		Sweep: n.tracedSweep, SweepInterval: n.config.ReportInterval,
+		Sweep: n.tracedSweep, SweepInterval: n.config.ReportInterval, Inherited: n.inherited(), Again: n.succession.takeAgain,
 	})
 	return nil
 }
@@ -131,11 +144,12 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	if err != nil {
 		return errors.Join(err, n.stopCollector())
 	}
+	n.succession.say(n.logger)
 	n.logger.Info("attached", "cgroup", n.cgroup.Dir, "metrics", n.server.Address())
 	readCtx, stopReading := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopReading()
 	var reading, writing sync.WaitGroup
-	failed := make(chan error, 2)
+	failed := make(chan error, 3)
 	reading.Go(staged("read", func() {
 		if err := n.reader.Run(readCtx, n.pipeline); err != nil {
 			failed <- err
@@ -147,7 +161,7 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	writing.Go(staged("http", func() { n.serve(metrics, failed) }))
 	if n.control != nil {
 		writing.Go(staged("http", func() {
-			if err := n.control.Serve(n.mesh.handler()); err != nil {
+			if err := n.control.Serve(n.controlHandler()); err != nil {
 				n.logger.Error("nobody can ask this agent any more", "error", err)
 			}
 		}))
@@ -158,7 +172,14 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	meshCtx, stopMesh := context.WithCancel(readCtx)
 	defer stopMesh()
 	n.mesh.start(meshCtx)
-	n.server.SetReady(true)
+	if err := n.commit(ctx); err != nil {
+		failed <- err
+	} else {
+		n.server.SetReady(true)
+	}
+	aliveCtx, stopAlive := context.WithCancel(readCtx)
+	defer stopAlive()
+	n.succession.keepAlive(aliveCtx)
 	if attached != nil {
 		attached()
 	}
@@ -168,6 +189,9 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	n.budget.tasks.Wait()
 	stopMesh()
 	n.mesh.wait()
+	stopAlive()
+	n.succession.alive.Wait()
+	keep := n.letGo(err)
 	err = errors.Join(err, n.datapath.Detach())
 	n.waiting.Add(1) // what the kernel says last is to be in the sums
 	stopReading()
@@ -182,7 +206,10 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	if n.control != nil {
 		_ = n.control.Shutdown(shutdownCtx)
 	}
-	return errors.Join(err, waitWithin(&writing, writeTime))
+	if late := waitWithin(&writing, writeTime); late != nil {
+		return errors.Join(err, late)
+	}
+	return errors.Join(err, n.succession.finish(keep))
 }
 
 func (n *node) serve(metrics http.Handler, failed chan<- error) {
@@ -200,6 +227,9 @@ func (n *node) wait(ctx context.Context, failed <-chan error) error {
 	for {
 		select {
 		case <-ctx.Done():
+			return nil
+		case <-n.handover:
+			n.logger.Info("another agent takes over")
 			return nil
 		case err := <-failed:
 			return err

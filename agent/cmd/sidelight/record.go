@@ -64,6 +64,7 @@ type recorder struct {
 }
 
 func record(ctx context.Context, c config.Config, output string, duration time.Duration) error {
+	c.PinDirectory = config.Off // it leaves nothing behind
 	level, err := c.Level()
 	if err != nil {
 		return inputError{err}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -25,7 +26,9 @@ func runCommand() *cobra.Command {
 		Long: `Attach to a cgroup, watch its connections, export what happens.
 
 What is set where: a flag wins over OTEL_EXPORTER_OTLP_* variables, those over the file of --config, that over the defaults.
-SIGTERM and SIGINT detach, export what is pending and exit. SIGUSR1 opens the access log file anew.`,
+SIGTERM and SIGINT export what is pending and end the agent. --on-exit says what becomes of the data path then: with "keep" it goes on as it is, and the
+next start takes it over, counting and logging what happened meanwhile; "remove" takes it off. "auto" keeps a mesh and removes what only observes.
+An agent that is killed leaves the data path as with "keep". SIGUSR1 opens the access log file anew.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := resolve(file, nil, &flags, cmd.Flags(), os.LookupEnv)
@@ -43,6 +46,11 @@ SIGTERM and SIGINT detach, export what is pending and exit. SIGUSR1 opens the ac
 	f.StringVar(&flags.MetricsAddress, "metrics-address", flags.MetricsAddress, "`HOST:PORT` of /metrics, /healthz, /readyz and /debug/pprof")
 	f.StringVar(&flags.OTLP.Endpoint, "otlp-endpoint", "", "`URL` to send metrics, logs and traces to by OTLP, such as http://127.0.0.1:4317")
 	f.StringVar(&flags.Mesh.Path, "mesh", "", "`FILE` or directory (YAML) of services, endpoints and policies that connections are steered and judged by")
+	f.StringVar(&flags.OnExit, "on-exit", flags.OnExit, "what becomes of the data path when the agent is told to stop: keep, remove or auto")
+	f.BoolVar(&flags.Takeover, "takeover", false, "make an agent that runs hand over")
+	f.DurationVar(&flags.UpgradeTimeout, "upgrade-timeout", flags.UpgradeTimeout, "within which an agent that takes over must work; else the programs before it are put back")
+	f.StringVar(&flags.PinDirectory, "pin-directory", flags.PinDirectory, "`DIR` in a bpffs where the data path is pinned, or off: it ends with the agent")
+	f.StringVar(&flags.StateDirectory, "state-directory", flags.StateDirectory, "`DIR` of what waits for a backend, of the control socket, and of what is left to the next agent")
 	f.StringVar(&flags.LogLevel, "log-level", flags.LogLevel, "`LEVEL` of the agent's own log: debug, info, warn, error")
 	return cmd
 }
@@ -72,6 +80,11 @@ func resolve(
 		"otlp-endpoint":   func() { c.OTLP.Endpoint = flags.OTLP.Endpoint },
 		"log-level":       func() { c.LogLevel = flags.LogLevel },
 		"mesh":            func() { c.Mesh.Path = flags.Mesh.Path },
+		"on-exit":         func() { c.OnExit = flags.OnExit },
+		"takeover":        func() { c.Takeover = flags.Takeover },
+		"upgrade-timeout": func() { c.UpgradeTimeout = flags.UpgradeTimeout },
+		"state-directory": func() { c.StateDirectory = flags.StateDirectory },
+		"pin-directory":   func() { c.PinDirectory = flags.PinDirectory },
 	} {
 		if set.Changed(name) {
 			copyFlag()
@@ -97,11 +110,13 @@ func run(ctx context.Context, c config.Config) error {
 	logger := newLogger(level)
 	slog.SetDefault(logger)
 	limitMemory(&c)
+	if err := mountBPFFS(&c, logger); err != nil {
+		return inputError{err}
+	}
 	n, err := newNode(ctx, c, collectorOptions{}, logger)
 	if err != nil {
 		return err
 	}
-	mountBPFFS(logger)
 	if c.Profiling.Pyroscope.URL != "" {
 		host, _ := os.Hostname() // without a name the tag is left out
 		stop, err := pushProfiles(&c.Profiling.Pyroscope, host, uploadInterval, logger)
@@ -126,12 +141,22 @@ func run(ctx context.Context, c config.Config) error {
 	return n.run(ctx, nil)
 }
 
-// mountBPFFS is for what outlives the agent, so only run needs it, and leaves it there.
-func mountBPFFS(logger *slog.Logger) {
-	mounted, err := datapath.MountBPFFS()
-	if err != nil {
-		logger.Warn("bpffs is not there, and was not mounted", "error", err)
-	} else if mounted {
-		logger.Info("mounted bpffs", "at", datapath.BPFFS)
+// mountBPFFS is for what outlives the agent, so only run needs it, and leaves it there. Where it cannot, an agent that only observes goes without.
+func mountBPFFS(c *config.Config, logger *slog.Logger) error {
+	if !strings.HasPrefix(c.PinDirectory, datapath.BPFFS+"/") {
+		return nil
 	}
+	mounted, err := datapath.MountBPFFS()
+	switch {
+	case err == nil:
+		if c.Mounted = mounted; mounted {
+			logger.Info("mounted bpffs", "at", datapath.BPFFS)
+		}
+	case c.Mesh.Path != "" || c.OnExit == config.OnExitKeep:
+		return fmt.Errorf("%w; mount it with: mount -t bpf bpf %s, or say pin_directory: off, and the data path ends with the agent", err, datapath.BPFFS)
+	default:
+		logger.Warn("bpffs is not there, and was not mounted: the data path ends with this process", "error", err)
+		c.PinDirectory = config.Off
+	}
+	return nil
 }

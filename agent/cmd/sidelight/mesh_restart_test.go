@@ -1,0 +1,130 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// restartMesh has services with a limit that nobody reaches, and a policy that lets web in and rogue not.
+func restartMesh() string {
+	return shopMesh(policyYAML("allow", ofShop+"rules: [{from: [{source: {identities: [web]}}]}]"))
+}
+
+// restartWorld is a mesh under load, whose agent comes and goes.
+type restartWorld struct {
+	*meshWorld
+	*lasting
+	web, rogue *meshCaller
+	made       int // connections of web that are done
+	denied     int
+}
+
+func newRestartWorld(t *testing.T, mesh string) *restartWorld {
+	t.Helper()
+	w := newMeshWorld(t, "web", "rogue", "shop")
+	w.write(mesh)
+	w.servers("shop", serverV4(1), serverV6(1))
+	l := newLasting(t, w.cgroup, "--mesh", w.file)
+	return &restartWorld{meshWorld: w, lasting: l, web: w.client("web"), rogue: w.client("rogue")}
+}
+
+// both lets web and rogue connect at a steady rate for as long as f takes, and checks every connect.
+func (w *restartWorld) both(length time.Duration, f func()) {
+	t := w.web.t
+	t.Helper()
+	to := netip.MustParseAddrPort(serviceV4(1) + ":80")
+	w.web.begin(meshOrder{To: to, Workers: 32, For: length, Pause: 20 * time.Millisecond})
+	w.rogue.begin(meshOrder{To: to, Workers: 2, For: length, Pause: 5 * time.Millisecond})
+	f()
+	web, rogue := w.web.end(), w.rogue.end()
+	if len(web.Errors) > 0 || len(web.Answers) != 1 || web.Answers[serverV4(1)] == 0 {
+		t.Errorf("web: %+v", web)
+	}
+	if len(rogue.Answers) > 0 || len(rogue.Errors) != 1 || rogue.Errors["EPERM"] == 0 {
+		t.Errorf("rogue: %+v", rogue)
+	}
+	for _, n := range web.Answers {
+		w.made += n
+	}
+	for _, n := range rogue.Errors {
+		w.denied += n
+	}
+}
+
+// check wants everything that ever happened in the account, and in the log once.
+func (w *restartWorld) check() {
+	t := w.web.t
+	t.Helper()
+	w.waitClosed()
+	r := w.audit()
+	if k := &r.Kernel; r.Unaccounted != 0 || k.Attempts != uint64(w.made+w.denied) || k.Closed["client"] != uint64(w.made) ||
+		k.Closed["server"] != uint64(w.made) || k.Refused["client"] != uint64(w.denied) {
+		t.Errorf("of %d connections and %d refusals: %+v", w.made, w.denied, r)
+	}
+	want := 2*w.made + w.denied
+	eventually(t, "all lines", func() error {
+		lines := strings.Split(strings.TrimSpace(readFile(t, w.lasting.access)), "\n")
+		if len(lines) < want {
+			return fmt.Errorf("%d lines, want %d", len(lines), want)
+		}
+		seen := make(map[string]bool, len(lines))
+		for _, line := range lines {
+			_, uid, _ := strings.Cut(line, `"log.record.uid":"`)
+			uid, _, _ = strings.Cut(uid, `"`)
+			if uid == "" || seen[uid] {
+				t.Fatalf("a second line of the uid %q, of %d: %s", uid, len(lines), line)
+			}
+			seen[uid] = true
+		}
+		if len(lines) != want {
+			os.WriteFile("/tmp/restart-lines", []byte(strings.Join(lines, "\n")), 0o600)
+			t.Fatalf("%d lines, want %d", len(lines), want)
+		}
+		return nil
+	})
+}
+
+// TestMeshRestarts starts, stops, kills and replaces agents under load in random order: no connect fails that should not, nobody gets through who should
+// not, and everything is counted and logged once.
+func TestMeshRestarts(t *testing.T) {
+	w := newRestartWorld(t, restartMesh())
+	w.lasting.restart()
+	rounds := 8
+	seed := rand.Uint64()
+	random := rand.New(rand.NewPCG(seed, 0))
+	t.Logf("seed %d", seed)
+	for range rounds {
+		way := []string{"stop", "kill", "takeover"}[random.IntN(3)]
+		t.Logf("%s after %d connections and %d refusals", way, w.made, w.denied)
+		w.both(1500*time.Millisecond, func() {
+			switch way {
+			case "stop":
+				w.lasting.agent.stop()
+				w.lasting.restart()
+			case "kill":
+				w.kill()
+				w.lasting.restart()
+			case "takeover":
+				before := w.lasting.agent
+				w.lasting.startOf(program, "--takeover")
+				if err := before.cmd.Wait(); err != nil {
+					t.Errorf("the agent that handed over: %v", err)
+				}
+			}
+		})
+	}
+	w.check()
+	w.state = filepath.Join(filepath.Dir(w.lasting.access), "state")
+	w.idle()
+	w.dump()
+	w.lasting.agent.stop()
+	if _, err := os.Stat(w.pins); err != nil {
+		t.Errorf("what is pinned: %v", err)
+	}
+}

@@ -1,0 +1,286 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/sidelight-mesh/sidelight/agent/config"
+	"github.com/sidelight-mesh/sidelight/agent/connection"
+	"github.com/sidelight-mesh/sidelight/agent/datapath"
+	"github.com/sidelight-mesh/sidelight/agent/enrich"
+	"github.com/sidelight-mesh/sidelight/collector/edge"
+)
+
+// succession is what an agent takes over from the one before it, and leaves the next. What is in the kernel's sums and in the ring stays there, with the
+// numbers of what was read of it; what is in this process's sums goes into a file when it stops by itself. Who is killed leaves no file: counters begin anew
+// then, as a new process's do, and what it had read and not handed on is still in the ring.
+type succession struct {
+	n      *node
+	ledger *datapath.Ledger
+
+	counted datapath.Counted // as the agent before left it
+	logged  datapath.Logged
+	agents  uint64 // before this one
+	resumed bool
+	ended   bool // the one before stopped by itself
+	alive   sync.WaitGroup
+
+	written map[string]struct{} // uids of lines that the one before wrote after it last said how far it was
+	again   struct {            // connections that it counted
+		logged atomic.Uint64 // and whose lines were not written
+		handed atomic.Uint64
+	}
+}
+
+// succeed looks at what the agent before left, once the datapath is loaded.
+func (n *node) succeed() error {
+	s := &succession{n: n, ledger: n.datapath.Ledger(), resumed: n.datapath.Resumed()}
+	n.succession = s
+	if n.config.PinDirectory != config.Off {
+		n.reader.Progress = s
+		if n.log != nil {
+			n.log.Noted = s.noteLogged
+		}
+	}
+	s.counted, s.logged, s.ended, s.agents = s.ledger.Before()
+	if !s.resumed {
+		return nil
+	}
+	n.stats.Received.Store(s.counted.Received)
+	n.stats.DecodeFailed.Store(s.counted.DecodeFailed)
+	for kind := range s.counted.Decoded {
+		if kind < len(n.stats.Decoded) {
+			n.stats.Decoded[kind].Store(s.counted.Decoded[kind])
+		}
+	}
+	n.reader.Counted = s.counted.Position
+	if n.log != nil {
+		if err := s.readLog(n.config.AccessLog); err != nil {
+			return err
+		}
+	}
+	s.restore()
+	return nil
+}
+
+// stateFile has the sums of an agent that stopped by itself.
+const stateFile = "sums.json"
+
+// savedSums is its content.
+type savedSums struct {
+	Boot   string      `json:"boot"`
+	Agents uint64      `json:"agents"` // how many there were, with the one that wrote it
+	Edges  []edge.Edge `json:"edges"`
+}
+
+func (s *succession) statePath() string { return filepath.Join(s.n.config.StateDirectory, stateFile) }
+
+// restore takes over the sums, if they are those of the agent before. Without them all counters begin with 0.
+func (s *succession) restore() {
+	text, err := os.ReadFile(s.statePath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	var saved savedSums
+	if err == nil {
+		err = json.Unmarshal(text, &saved)
+	}
+	switch {
+	case err != nil:
+		s.n.logger.Warn("counters begin anew", "error", fmt.Errorf("read the sums of the agent before: %w", err))
+	case s.ended && saved.Boot == s.n.bootID && saved.Agents == s.agents:
+		s.n.edges.Restore(saved.Edges)
+	}
+}
+
+// save writes the sums for the next agent.
+func (s *succession) save() error {
+	text, err := json.Marshal(savedSums{Boot: s.n.bootID, Agents: s.agents + 1, Edges: s.n.edges.Snapshot().Edges})
+	if err == nil {
+		err = os.MkdirAll(s.n.config.StateDirectory, 0o700)
+	}
+	temporary := s.statePath() + ".new"
+	if err == nil {
+		err = os.WriteFile(temporary, text, 0o600)
+	}
+	if err == nil {
+		err = os.Rename(temporary, s.statePath())
+	}
+	if err != nil {
+		return fmt.Errorf("save the sums for the next agent, whose counters begin anew: %w", err)
+	}
+	return nil
+}
+
+// Handled is of event.Progress.
+func (s *succession) Handled(position uint64) {
+	if s.n.log != nil {
+		s.n.log.Mark(position)
+	}
+	if s.n.collector != nil {
+		s.n.records.logs.Mark(position)
+		s.n.records.traces.Mark(position)
+	}
+	if position > s.counted.Position {
+		s.setCounted(position)
+	}
+}
+
+func (s *succession) setCounted(position uint64) {
+	c := datapath.Counted{Position: position, Received: s.n.stats.Received.Load(), DecodeFailed: s.n.stats.DecodeFailed.Load()}
+	for kind := range s.n.stats.Decoded {
+		c.Decoded[kind] = s.n.stats.Decoded[kind].Load()
+	}
+	s.ledger.SetCounted(&c)
+}
+
+// HandedOn is of event.Progress.
+func (s *succession) HandedOn() uint64 {
+	to := ^uint64(0)
+	if s.n.log != nil {
+		to = min(to, s.n.log.Marked())
+	}
+	if s.n.collector != nil {
+		logs, _ := s.n.records.logs.Marked()
+		traces, _ := s.n.records.traces.Marked()
+		to = min(to, logs, traces)
+	}
+	return to
+}
+
+// takeAgain hands on what the agent before counted and may not have handed on. It is of the reader's goroutine.
+func (s *succession) takeAgain(batch []enrich.Record, position uint64) {
+	if s.n.log != nil && position > s.logged.Position {
+		if _, written := s.written[s.n.boot.UID(batch[0].Event.Key)]; !written {
+			s.again.logged.Add(1)
+			s.n.log.Consume(batch)
+		}
+	}
+	if s.n.collector != nil && !s.ended {
+		s.again.handed.Add(1)
+		s.n.records.logs.Consume(batch)
+		s.n.records.traces.Consume(batch)
+	}
+}
+
+// closes is how many connections ended that this agent is to hand on, to the log and to exporters.
+func (s *succession) closes() (log, exporters uint64) {
+	own := s.n.stats.Decoded[connection.Close].Load() - s.counted.Decoded[connection.Close]
+	return own + s.again.logged.Load(), own + s.again.handed.Load()
+}
+
+// readLog finds out which lines the agent before had written when it ended, of those that it had not said of. A line that it could not end is cut off:
+// its connection is still in the ring. A log that is no file has no memory, and may get some lines twice.
+func (s *succession) readLog(path string) error {
+	if s.ended || s.logged.Device == 0 {
+		return nil
+	}
+	f, err := s.fileOf(path)
+	if err != nil || f == nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.Seek(int64(s.logged.Size), io.SeekStart); err != nil {
+		return fmt.Errorf("read the end of the access log: %w", err)
+	}
+	s.written = make(map[string]struct{})
+	lines := bufio.NewReaderSize(f, 64<<10)
+	end := int64(s.logged.Size)
+	for {
+		line, err := lines.ReadBytes('\n')
+		if errors.Is(err, io.EOF) {
+			if len(line) > 0 {
+				if err := os.Truncate(f.Name(), end); err != nil {
+					return fmt.Errorf("cut off the unfinished end of the access log: %w", err)
+				}
+			}
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read the end of the access log: %w", err)
+		}
+		end += int64(len(line))
+		var record struct {
+			UID string `json:"log.record.uid"`
+		}
+		if json.Unmarshal(bytes.TrimSpace(line), &record) == nil && record.UID != "" {
+			s.written[record.UID] = struct{}{}
+		}
+	}
+}
+
+// fileOf opens the file that the agent before wrote to, by this or, after a rotation, by another name beside it. nil: it is not there, or is shorter than
+// it was.
+func (s *succession) fileOf(path string) (*os.File, error) {
+	names := []string{path}
+	if beside, err := os.ReadDir(filepath.Dir(path)); err == nil {
+		for _, e := range beside {
+			names = append(names, filepath.Join(filepath.Dir(path), e.Name()))
+		}
+	}
+	for _, name := range names {
+		info, err := os.Stat(name)
+		if err != nil || !info.Mode().IsRegular() || info.Size() < int64(s.logged.Size) {
+			continue
+		}
+		if stat, ok := info.Sys().(*syscall.Stat_t); !ok || stat.Ino != s.logged.Inode || stat.Dev != s.logged.Device {
+			continue
+		}
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, fmt.Errorf("read the end of the access log: %w", err)
+		}
+		return f, nil
+	}
+	return nil, nil
+}
+
+// noteLogged tells the next agent how far the log is. It is of the log's goroutine.
+func (s *succession) noteLogged(position uint64, file *os.File) {
+	l := datapath.Logged{Position: position}
+	if file != nil {
+		if info, err := file.Stat(); err == nil && info.Mode().IsRegular() {
+			if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+				l.Device, l.Inode, l.Size = stat.Dev, stat.Ino, uint64(info.Size())
+			}
+		}
+	}
+	s.ledger.SetLogged(&l)
+}
+
+// aliveInterval is how often the agent says that it is there.
+const aliveInterval = time.Second
+
+// finish is called when all that was read has left this process.
+func (s *succession) finish(keep bool) error {
+	var err error
+	if keep {
+		err = s.save()
+	}
+	s.n.reader.Release()
+	s.ledger.Stopped()
+	return err
+}
+
+// say tells the log how this start came about.
+func (s *succession) say(logger *slog.Logger) {
+	switch {
+	case !s.resumed:
+		logger.Info("start: nothing was pinned", "pins", s.n.config.PinDirectory)
+	default:
+		logger.Info("start: programs replaced in place, maps are those of before", "pins", s.n.config.PinDirectory, "agents_before", s.agents,
+			"version_before", s.ledger.VersionBefore(), "stopped", s.ended, "without_agent", s.ledger.Alone())
+	}
+}

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	"github.com/sidelight-mesh/sidelight/agent/config"
+	"github.com/sidelight-mesh/sidelight/agent/datapath"
+	"github.com/sidelight-mesh/sidelight/agent/status"
+)
+
+func pinDirectory(c *config.Config) string {
+	if c.PinDirectory == config.Off {
+		return ""
+	}
+	return c.PinDirectory
+}
+
+// handoverTime is how long a running agent may take to hand over: it hands on what it has read.
+const handoverTime = 30 * time.Second
+
+// takeOver makes sure that no other agent attends to the pins, or makes one hand over if that is asked for. Programs that this kernel does not take are
+// found before.
+func (n *node) takeOver(ctx context.Context) error {
+	dir := pinDirectory(&n.config)
+	if dir == "" {
+		return nil
+	}
+	err := datapath.Free(dir)
+	var locked *datapath.LockedError
+	if !n.config.Takeover || !errors.As(err, &locked) {
+		return err
+	}
+	if err := datapath.Verify(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, handoverTime)
+	defer cancel()
+	if _, err := status.AskControl(ctx, filepath.Join(n.config.StateDirectory, controlSocket), handoverPath); err != nil {
+		return fmt.Errorf("take over from process %d: %w", locked.PID, err)
+	}
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if err := datapath.Free(dir); !errors.As(err, &locked) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("take over from process %d: it did not end within %v", locked.PID, handoverTime)
+		case <-tick.C:
+		}
+	}
+}
+
+const handoverPath = "/handover"
+
+// controlHandler answers on the control socket.
+func (n *node) controlHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+handoverPath, func(w http.ResponseWriter, _ *http.Request) {
+		n.asked.Do(func() { close(n.handover) })
+		fmt.Fprintln(w, "handing over")
+	})
+	if n.mesh != nil {
+		mux.Handle("/", n.mesh.handler())
+	}
+	return mux
+}
+
+// letGo decides what becomes of what is pinned when this agent ends, for err or because it was told to, and says whether it stays.
+func (n *node) letGo(err error) (keep bool) {
+	select {
+	case <-n.handover:
+		keep = true
+	default:
+		// Who ends by a fault leaves the data path to whoever is started next, as one that is killed does.
+		keep = err != nil || n.config.Keep()
+	}
+	if keep && n.config.PinDirectory != config.Off {
+		n.datapath.Keep()
+		// A lower rung of the budget is this agent's.
+		_ = n.datapath.SetSilent(silentKinds(n.config.Events))
+		return true
+	}
+	return false
+}
+
+// inherited is when this agent began to count for a kernel side that others counted for before; 0: it is the first.
+func (n *node) inherited() uint64 {
+	if !n.datapath.Resumed() {
+		return 0
+	}
+	return datapath.Monotonic()
+}
+
+// commit makes sure that this agent works, and gives up the way back. If it does not, the programs before it are put back.
+func (n *node) commit(ctx context.Context) error {
+	if !n.datapath.Resumed() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, n.config.UpgradeTimeout)
+	defer cancel()
+	if err := n.works(ctx); err != nil {
+		return errors.Join(fmt.Errorf("this version does not work, the programs before it are put back: %w", err), n.datapath.Rollback())
+	}
+	return n.datapath.Commit()
+}
+
+// works tells whether events come through.
+func (n *node) works(ctx context.Context) error {
+	if failsReadiness {
+		return errors.New("it was built to fail")
+	}
+	report, err := n.report(ctx)
+	if err == nil && report.Unaccounted != 0 {
+		err = fmt.Errorf("%d are unaccounted", report.Unaccounted)
+	}
+	return err
+}
+
+// keepAlive tells the programs that an agent is there.
+func (s *succession) keepAlive(ctx context.Context) {
+	s.alive.Go(func() {
+		tick := time.NewTicker(aliveInterval)
+		defer tick.Stop()
+		for {
+			s.ledger.Alive()
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	})
+}

@@ -1,0 +1,181 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/sidelight-mesh/sidelight/bpf"
+)
+
+// Counted is how far the ring was read, and what had been counted by then.
+type Counted = bpf.Counted
+
+// Logged is how far the access log has got, and where in which file that was.
+type Logged = bpf.Logged
+
+// Ledger is what one agent leaves the next, in memory that outlives both. Its methods are of one goroutine each: SetCounted of the reader's, SetLogged
+// of the log's; others before and after these work.
+type Ledger struct {
+	mu       sync.Mutex // so that nobody writes to memory that is gone
+	memory   []byte
+	page     *bpf.Ledger // nil once closed
+	watched  []byte
+	watchdog *bpf.Watchdog
+
+	// As an earlier agent left it.
+	counted Counted
+	logged  Logged
+	agents  uint64
+	stopped bool
+	version string
+	alive   uint64
+	alone   time.Duration
+}
+
+// openLedger reads what is there, and writes nothing.
+func openLedger(ledger, watchdog *ebpf.Map) (_ *Ledger, err error) {
+	l := new(Ledger)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.close())
+		}
+	}()
+	if l.memory, err = mapPage(ledger); err != nil {
+		return nil, err
+	}
+	if l.watched, err = mapPage(watchdog); err != nil {
+		return nil, err
+	}
+	l.page, l.watchdog = (*bpf.Ledger)(unsafe.Pointer(&l.memory[0])), (*bpf.Watchdog)(unsafe.Pointer(&l.watched[0]))
+	l.counted = l.page.Counted[atomic.LoadUint64(&l.page.CountedNumber)&1]
+	l.logged = l.page.Logged[atomic.LoadUint64(&l.page.LoggedNumber)&1]
+	l.agents, l.stopped, l.alive = l.page.Agents, l.page.Stopped != 0, atomic.LoadUint64(&l.watchdog.AliveNs)
+	l.version = text(l.page.Version[:])
+	l.alone = time.Duration(Monotonic() - l.alive)
+	return l, nil
+}
+
+func text(b []byte) string {
+	for i, c := range b {
+		if c == 0 {
+			return string(b[:i])
+		}
+	}
+	return string(b)
+}
+
+func mapPage(m *ebpf.Map) ([]byte, error) {
+	page := unix.Getpagesize()
+	if int(m.ValueSize()) > page {
+		return nil, fmt.Errorf("map %v into memory: it has %d bytes, more than a page", m, m.ValueSize())
+	}
+	memory, err := unix.Mmap(m.FD(), 0, page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map %v into memory: %w", m, err)
+	}
+	return memory, nil
+}
+
+// begin notes that this process attends to the programs from now on.
+func (l *Ledger) begin(version string) {
+	l.Alive()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.page.Agents = l.agents + 1
+	l.page.AgentPid = uint64(os.Getpid())
+	l.page.Stopped = 0
+	l.page.BeganNs = Monotonic()
+	l.page.Version = [64]uint8{}
+	copy(l.page.Version[:len(l.page.Version)-1], version)
+}
+
+// Alive says that an agent is there. Call it every second. Safe for concurrent use.
+func (l *Ledger) Alive() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.page != nil {
+		atomic.StoreUint64(&l.watchdog.AliveNs, Monotonic())
+	}
+}
+
+// Monotonic is the clock of the kernel's programs, CLOCK_MONOTONIC.
+func Monotonic() uint64 {
+	var now unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) // always there
+	return uint64(now.Nano())
+}
+
+// Before returns what the agent before this one left: how far it had counted and logged, whether it stopped by itself, and how many agents there were
+// before. All of it is 0 for the first.
+func (l *Ledger) Before() (counted Counted, logged Logged, stopped bool, agents uint64) {
+	return l.counted, l.logged, l.stopped, l.agents
+}
+
+// VersionBefore is that of the agent before.
+func (l *Ledger) VersionBefore() string { return l.version }
+
+// Alone is for how long there was no agent before this one, to a second.
+func (l *Ledger) Alone() time.Duration {
+	if l.alive == 0 {
+		return 0
+	}
+	return l.alone
+}
+
+// Stopped notes that this agent ended by itself and has handed on all that it read.
+func (l *Ledger) Stopped() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.page != nil {
+		l.page.Stopped = 1
+	}
+}
+
+// SetCounted notes what was counted, all at once.
+func (l *Ledger) SetCounted(c *Counted) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.page == nil {
+		return
+	}
+	number := atomic.LoadUint64(&l.page.CountedNumber) + 1
+	l.page.Counted[number&1] = *c
+	atomic.StoreUint64(&l.page.CountedNumber, number)
+}
+
+// SetLogged notes how far the access log has got, all at once.
+func (l *Ledger) SetLogged(logged *Logged) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.page == nil {
+		return
+	}
+	number := atomic.LoadUint64(&l.page.LoggedNumber) + 1
+	l.page.Logged[number&1] = *logged
+	atomic.StoreUint64(&l.page.LoggedNumber, number)
+}
+
+func (l *Ledger) close() error {
+	if l == nil {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.page = nil
+	var errs []error
+	for _, m := range []*[]byte{&l.memory, &l.watched} {
+		if *m != nil {
+			errs = append(errs, unix.Munmap(*m))
+			*m = nil
+		}
+	}
+	return errors.Join(errs...)
+}
