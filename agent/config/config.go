@@ -36,10 +36,6 @@ type Config struct {
 	OnExit string `yaml:"on_exit"`
 	// UpgradeTimeout is how long an agent that takes over from another may take until it works; then the programs before it are put back.
 	UpgradeTimeout time.Duration `yaml:"upgrade_timeout"`
-	// Takeover makes an agent that runs hand over. It is of one start, so no file has it.
-	Takeover bool `yaml:"-"`
-	// Mounted says that this process mounted the bpffs.
-	Mounted bool `yaml:"-"`
 	OTLP     OTLP `yaml:"otlp"`
 
 	// ReportInterval is how often metrics go to OTLP.

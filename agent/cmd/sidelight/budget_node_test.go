@@ -94,7 +94,7 @@ func runNode() error {
 	slog.SetDefault(logger)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	n, err := newNode(ctx, c, collectorOptions{}, logger)
+	n, err := newNode(ctx, c, nodeOptions{}, logger)
 	if err != nil {
 		return err
 	}

@@ -151,7 +151,7 @@ func runDemo(ctx context.Context, out io.Writer, options demoOptions) (err error
 		d.mesh.configure(&c, dir)
 		nodeLogger = d.mesh.logger(logger)
 	}
-	if d.node, err = newNode(ctx, c, collectorOptions{collectorURI: fmt.Sprintf(demoSender, socket)}, nodeLogger); err != nil {
+	if d.node, err = newNode(ctx, c, nodeOptions{collectorOptions: collectorOptions{collectorURI: fmt.Sprintf(demoSender, socket)}}, nodeLogger); err != nil {
 		return err
 	}
 	return d.observe(ctx, out)

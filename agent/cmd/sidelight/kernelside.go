@@ -24,6 +24,7 @@ type kernelSide struct {
 	enricher *enrich.Enricher
 	stats    event.Stats
 	reader   *event.Reader
+	mounted  bool // bpffs was, by this process
 
 	// waiting is how many want to see all that the kernel has told so far.
 	waiting atomic.Int32
@@ -42,7 +43,7 @@ func (k *kernelSide) check(cgroup string) (err error) {
 func (k *kernelSide) load(c *config.Config, mesh map[string]uint32) (err error) {
 	if k.datapath, err = datapath.Load(datapath.Options{
 		RingBytes: c.RingBytes, WakeupBytes: uint64(c.RingBytes) / 8, Cgroup: k.cgroup, FirstBytes: c.FirstByteTimes, Silent: silentKinds(c.Events),
-		Mesh: mesh, Pin: pinDirectory(c), Mounted: c.Mounted, Version: version(), FailClosed: c.Mesh.FailClosedAfter,
+		Mesh: mesh, Pin: pinDirectory(c), Mounted: k.mounted, Version: version(), FailClosed: c.Mesh.FailClosedAfter,
 	}); err != nil {
 		return err
 	}

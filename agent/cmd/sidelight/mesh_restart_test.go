@@ -34,11 +34,13 @@ func newRestartWorld(t *testing.T, mesh string) *restartWorld {
 	return &restartWorld{meshWorld: w, lasting: l, web: w.client("web"), rogue: w.client("rogue")}
 }
 
+func (w *restartWorld) service() netip.AddrPort { return netip.MustParseAddrPort(serviceV4(1) + ":80") }
+
 // both lets web and rogue connect at a steady rate for as long as f takes, and checks every connect.
 func (w *restartWorld) both(length time.Duration, f func()) {
 	t := w.web.t
 	t.Helper()
-	to := netip.MustParseAddrPort(serviceV4(1) + ":80")
+	to := w.service()
 	w.web.begin(meshOrder{To: to, Workers: 32, For: length, Pause: 20 * time.Millisecond})
 	w.rogue.begin(meshOrder{To: to, Workers: 2, For: length, Pause: 5 * time.Millisecond})
 	f()
@@ -83,7 +85,6 @@ func (w *restartWorld) check() {
 			seen[uid] = true
 		}
 		if len(lines) != want {
-			os.WriteFile("/tmp/restart-lines", []byte(strings.Join(lines, "\n")), 0o600)
 			t.Fatalf("%d lines, want %d", len(lines), want)
 		}
 		return nil

@@ -47,7 +47,7 @@ type inputError struct{ error }
 func (e inputError) Unwrap() error { return e.error }
 
 // newNode checks everything that can be checked and takes what it needs, attaching nothing. Every error is an inputError.
-func newNode(ctx context.Context, c config.Config, options collectorOptions, logger *slog.Logger) (*node, error) {
+func newNode(ctx context.Context, c config.Config, options nodeOptions, logger *slog.Logger) (*node, error) {
 	n := &node{config: c, logger: logger, started: time.Now(), budget: newBudgetSide(&c), tracing: new(meshreceiver.Tracing),
 		handover: make(chan struct{}),
 	}
@@ -58,7 +58,7 @@ func newNode(ctx context.Context, c config.Config, options collectorOptions, log
 	return n, nil
 }
 
-func (n *node) prepare(ctx context.Context, options collectorOptions) error {
+func (n *node) prepare(ctx context.Context, options nodeOptions) error {
 	if err := n.check(n.config.Cgroup); err != nil {
 		return err
 	}
@@ -71,13 +71,13 @@ func (n *node) prepare(ctx context.Context, options collectorOptions) error {
 	}
 	n.boot = attribute.NewBoot(n.bootID)
 	host, _ := os.Hostname() // without a name the attribute is left out
-	if err := n.prepareCollector(ctx, &n.config, options, n.logger, meshreceiver.Settings{
+	if err := n.prepareCollector(ctx, &n.config, options.collectorOptions, n.logger, meshreceiver.Settings{
 		Clock: event.MeasureClock, Boot: n.boot, HostName: host, Self: n.readSelf, Steps: n.budget.steps, Tracing: n.tracing,
 	}, n.snapshot); err != nil {
 		return err
 	}
 	// What can be wrong with the input was found by now: from here on there is no other agent.
-	if err := n.takeOver(ctx); err != nil {
+	if err := n.takeOver(ctx, options.takeover); err != nil {
 		return err
 	}
 	if err := n.open(&n.config, n.boot); err != nil {
@@ -91,6 +91,7 @@ func (n *node) prepare(ctx context.Context, options collectorOptions) error {
 			return err
 		}
 	}
+	n.mounted = options.mounted
 	if err := n.load(&n.config, n.mesh.mapSizes(&n.config.Mesh)); err != nil {
 		return err
 	}

@@ -69,7 +69,14 @@ func (o *outputs) open(c *config.Config, boot attribute.Boot) (err error) {
 	return nil
 }
 
-// collectorOptions are what the configuration does not say.
+// nodeOptions are what the configuration does not say.
+type nodeOptions struct {
+	collectorOptions
+	takeover bool // from an agent that runs
+	mounted  bool // bpffs was, by this process
+}
+
+// collectorOptions are those of the collector.
 type collectorOptions struct {
 	collectorURI string // instead of the one that the configuration leads to
 	exporters    []exporter.Factory

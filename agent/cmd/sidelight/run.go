@@ -19,6 +19,7 @@ import (
 
 func runCommand() *cobra.Command {
 	var file string
+	var options nodeOptions
 	flags := config.Default()
 	cmd := &cobra.Command{
 		Use:   "run",
@@ -35,7 +36,7 @@ An agent that is killed leaves the data path as with "keep". SIGUSR1 opens the a
 			if err != nil {
 				return inputError{err}
 			}
-			return run(cmd.Context(), c)
+			return run(cmd.Context(), c, options)
 		},
 	}
 	f := cmd.Flags()
@@ -47,7 +48,7 @@ An agent that is killed leaves the data path as with "keep". SIGUSR1 opens the a
 	f.StringVar(&flags.OTLP.Endpoint, "otlp-endpoint", "", "`URL` to send metrics, logs and traces to by OTLP, such as http://127.0.0.1:4317")
 	f.StringVar(&flags.Mesh.Path, "mesh", "", "`FILE` or directory (YAML) of services, endpoints and policies that connections are steered and judged by")
 	f.StringVar(&flags.OnExit, "on-exit", flags.OnExit, "what becomes of the data path when the agent is told to stop: keep, remove or auto")
-	f.BoolVar(&flags.Takeover, "takeover", false, "make an agent that runs hand over")
+	f.BoolVar(&options.takeover, "takeover", false, "make an agent that runs hand over")
 	f.DurationVar(&flags.UpgradeTimeout, "upgrade-timeout", flags.UpgradeTimeout, "within which an agent that takes over must work; else the programs before it are put back")
 	f.StringVar(&flags.PinDirectory, "pin-directory", flags.PinDirectory, "`DIR` in a bpffs where the data path is pinned, or off: it ends with the agent")
 	f.StringVar(&flags.StateDirectory, "state-directory", flags.StateDirectory, "`DIR` of what waits for a backend, of the control socket, and of what is left to the next agent")
@@ -81,7 +82,6 @@ func resolve(
 		"log-level":       func() { c.LogLevel = flags.LogLevel },
 		"mesh":            func() { c.Mesh.Path = flags.Mesh.Path },
 		"on-exit":         func() { c.OnExit = flags.OnExit },
-		"takeover":        func() { c.Takeover = flags.Takeover },
 		"upgrade-timeout": func() { c.UpgradeTimeout = flags.UpgradeTimeout },
 		"state-directory": func() { c.StateDirectory = flags.StateDirectory },
 		"pin-directory":   func() { c.PinDirectory = flags.PinDirectory },
@@ -102,7 +102,7 @@ func resolve(
 	return c, nil
 }
 
-func run(ctx context.Context, c config.Config) error {
+func run(ctx context.Context, c config.Config, options nodeOptions) error {
 	level, err := c.Level()
 	if err != nil {
 		return inputError{err}
@@ -110,10 +110,10 @@ func run(ctx context.Context, c config.Config) error {
 	logger := newLogger(level)
 	slog.SetDefault(logger)
 	limitMemory(&c)
-	if err := mountBPFFS(&c, logger); err != nil {
+	if options.mounted, err = mountBPFFS(&c, logger); err != nil {
 		return inputError{err}
 	}
-	n, err := newNode(ctx, c, collectorOptions{}, logger)
+	n, err := newNode(ctx, c, options, logger)
 	if err != nil {
 		return err
 	}
@@ -142,21 +142,21 @@ func run(ctx context.Context, c config.Config) error {
 }
 
 // mountBPFFS is for what outlives the agent, so only run needs it, and leaves it there. Where it cannot, an agent that only observes goes without.
-func mountBPFFS(c *config.Config, logger *slog.Logger) error {
+func mountBPFFS(c *config.Config, logger *slog.Logger) (mounted bool, err error) {
 	if !strings.HasPrefix(c.PinDirectory, datapath.BPFFS+"/") {
-		return nil
+		return false, nil
 	}
-	mounted, err := datapath.MountBPFFS()
+	mounted, err = datapath.MountBPFFS()
 	switch {
 	case err == nil:
-		if c.Mounted = mounted; mounted {
+		if mounted {
 			logger.Info("mounted bpffs", "at", datapath.BPFFS)
 		}
 	case c.Mesh.Path != "" || c.OnExit == config.OnExitKeep:
-		return fmt.Errorf("%w; mount it with: mount -t bpf bpf %s, or say pin_directory: off, and the data path ends with the agent", err, datapath.BPFFS)
+		return false, fmt.Errorf("%w; mount it with: mount -t bpf bpf %s, or say pin_directory: off, and the data path ends with the agent", err, datapath.BPFFS)
 	default:
 		logger.Warn("bpffs is not there, and was not mounted: the data path ends with this process", "error", err)
 		c.PinDirectory = config.Off
 	}
-	return nil
+	return mounted, nil
 }

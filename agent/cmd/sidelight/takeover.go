@@ -25,14 +25,14 @@ const handoverTime = 30 * time.Second
 
 // takeOver makes sure that no other agent attends to the pins, or makes one hand over if that is asked for. Programs that this kernel does not take are
 // found before.
-func (n *node) takeOver(ctx context.Context) error {
+func (n *node) takeOver(ctx context.Context, asked bool) error {
 	dir := pinDirectory(&n.config)
 	if dir == "" {
 		return nil
 	}
 	err := datapath.Free(dir)
 	var locked *datapath.LockedError
-	if !n.config.Takeover || !errors.As(err, &locked) {
+	if !asked || !errors.As(err, &locked) {
 		return err
 	}
 	if err := datapath.Verify(); err != nil {

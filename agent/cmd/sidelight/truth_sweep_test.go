@@ -51,7 +51,7 @@ func TestSweepCost(t *testing.T) {
 	c := config.Default()
 	c.Cgroup, c.MetricsAddress, c.StateDirectory, c.ReportInterval = cgroup, "127.0.0.1:0", t.TempDir(), time.Hour
 	c.PinDirectory = config.Off
-	n, err := newNode(t.Context(), c, collectorOptions{}, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	n, err := newNode(t.Context(), c, nodeOptions{}, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,165 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// refused starts an agent that is to say why it does not, and to change nothing.
+func (l *lasting) refused(want string, more ...string) {
+	l.t.Helper()
+	out, err := exec.Command(program, append(append([]string{
+		"run", "--cgroup", l.cgroup, "--access-log", "off", "--metrics-address", "127.0.0.1:0",
+	}, l.args...), more...)...).CombinedOutput()
+	if code := exitCode(err); code != exitInput || !strings.Contains(string(out), want) || strings.Count(strings.TrimSpace(string(out)), "\n") > 0 {
+		l.t.Errorf("exit code %d, and it says\n%s\nwant one line with %q", code, out, want)
+	}
+}
+
+func exitCode(err error) int {
+	if exit, ok := err.(*exec.ExitError); ok {
+		return exit.ExitCode()
+	}
+	return 0
+}
+
+// set is the directory of the pins in force.
+func (l *lasting) set() string {
+	l.t.Helper()
+	sets, err := filepath.Glob(filepath.Join(l.pins, "????????????????"))
+	if err != nil || len(sets) != 1 {
+		l.t.Fatalf("sets of pins: %v, %v", sets, err)
+	}
+	return sets[0]
+}
+
+// TestPinFaults starts agents over pins that are not as an agent leaves them: each says what and where, and the data path goes on.
+func TestPinFaults(t *testing.T) {
+	needRoot(t)
+	cgroup := newCgroup(t, "client", "server")
+	p := newPeers(t, cgroup)
+	l := newLasting(t, cgroup)
+	l.restart()
+	p.connect(5)
+	l.refused(fmt.Sprintf("process %d, attends to %s", l.cmd.Process.Pid, l.pins))
+	l.agent.stop()
+
+	// Something of somebody else's.
+	for _, foreign := range []string{filepath.Join(l.pins, "cilium"), filepath.Join(l.set(), "maps")} {
+		if err := os.Mkdir(foreign, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		l.refused(foreign + ": it is nothing that Sidelight pins")
+		if out, err := exec.Command(program, "uninstall", "--pin-directory", l.pins).CombinedOutput(); exitCode(err) != exitInput || !strings.Contains(string(out), foreign) {
+			t.Errorf("uninstall: %v\n%s", err, out)
+		}
+		if err := os.Remove(foreign); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	// A map that is missing, and one of another kind in its place.
+	lost := filepath.Join(l.set(), "map-lost")
+	pinned, err := ebpf.LoadPinnedMap(lost, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pinned.Close()
+	m, err := pinned.Clone() // which does not know where it was pinned
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if err := os.Remove(lost); err != nil {
+		t.Fatal(err)
+	}
+	l.refused(lost + ": the map is missing")
+	other, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := other.Pin(lost); err != nil {
+		t.Fatal(err)
+	}
+	l.refused("lost")
+	if err := os.Remove(lost); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Pin(lost); err != nil {
+		t.Fatal(err)
+	}
+
+	// Another layout, another cgroup, a place that is no bpffs, and one that does not exist.
+	config := filepath.Join(t.TempDir(), "ring.yaml")
+	writeFile(t, config, noBudget+"\nring_bytes: 65536\n")
+	l.refused("another layout", "--config", config)
+	elsewhere := newCgroup(t)
+	l.refused("and not to "+elsewhere, "--cgroup", elsewhere)
+	l.refused("it is not in a bpffs", "--pin-directory", filepath.Join(t.TempDir(), "pins"))
+	l.refused("look at /nowhere", "--pin-directory", "/nowhere/pins")
+
+	// All of that has left the data path as it was.
+	p.connect(7)
+	l.restart()
+	l.checkLast(12)
+	l.agent.stop()
+	if out, err := exec.Command(program, "uninstall", "--pin-directory", l.pins).CombinedOutput(); err != nil || string(out) != "removed "+l.pins+"\n" {
+		t.Errorf("uninstall: %v\n%s", err, out)
+	}
+	if out, err := exec.Command(program, "uninstall", "--pin-directory", l.pins).CombinedOutput(); err != nil || string(out) != "nothing is pinned in "+l.pins+"\n" {
+		t.Errorf("uninstall of nothing: %v\n%s", err, out)
+	}
+}
+
+// TestPinReadOnly starts an agent where the bpffs cannot be written to.
+func TestPinReadOnly(t *testing.T) {
+	needRoot(t)
+	dir := filepath.Join(t.TempDir(), "bpf")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("bpf", dir, "bpf", unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	l := newLasting(t, newCgroup(t))
+	l.refused("read-only", "--pin-directory", filepath.Join(dir, "sidelight"))
+}
+
+// TestFailClosed leaves a data path alone for longer than it is told to be: policies deny everything then, until there is an agent again.
+func TestFailClosed(t *testing.T) {
+	w := newRestartWorld(t, restartMesh())
+	config := filepath.Join(t.TempDir(), "closed.yaml")
+	writeFile(t, config, noBudget+"\nmesh: {fail_closed_after: 5s}\n")
+	w.lasting.startOf(program, "--config", config)
+	to := w.service()
+	if got := w.web.do(meshOrder{To: to, Count: 3}); got.Answers[serverV4(1)] != 3 {
+		t.Fatalf("with an agent: %+v", got)
+	}
+	w.kill()
+	if got := w.web.do(meshOrder{To: to, Count: 3}); got.Answers[serverV4(1)] != 3 {
+		t.Errorf("without an agent: %+v", got)
+	}
+	eventually(t, "policies to deny everything", func() error {
+		if got := w.web.do(meshOrder{To: to, Count: 1}); got.Errors["EPERM"] != 1 {
+			return fmt.Errorf("%+v", got)
+		}
+		return nil
+	})
+	w.lasting.startOf(program, "--config", config)
+	if got := w.web.do(meshOrder{To: to, Count: 3}); got.Answers[serverV4(1)] != 3 {
+		t.Errorf("with an agent again: %+v", got)
+	}
+}
