@@ -292,7 +292,7 @@ static __always_inline void connection_close(const bool in_mesh, struct bpf_sock
 		if (in_mesh && out.close.event.flags & MESH_DECIDED) {
 			out.decision = decided_room(conn)->decision;
 			if (out.close.event.role == MESH_SERVER)
-				inbound_closed(&out.close.event, bpf_ktime_get_ns());
+				inbound_closed(&out.close.event);
 		}
 	} else if (!stateless_end(ctx, tp, &out.close)) {
 		return;

@@ -89,15 +89,21 @@ static __always_inline bool inbound_is_stray(const struct mesh_ticket *ticket, _
 	return last && last->closed_ns && now - last->closed_ns < INBOUND_STRAY_NS;
 }
 
-/* TCP_CLOSE of a server's socket that was judged. */
-static __always_inline void inbound_closed(const struct mesh_event *event, __u64 now)
+/* TCP_CLOSE of a server's socket that was judged. A function of its own for its stack. */
+__noinline int inbound_closed(const struct mesh_event *event)
 {
-	struct mesh_ticket ticket = {.client_port = event->peer_port, .server_port = event->local_port};
-	struct mesh_admission admission = {.closed_ns = now};
+	struct mesh_admission admission = {};
+	struct mesh_ticket ticket = {};
 
+	if (!event) /* never, but the verifier cannot know */
+		return 0;
+	ticket.client_port = event->peer_port;
+	ticket.server_port = event->local_port;
+	admission.closed_ns = bpf_ktime_get_ns();
 	__builtin_memcpy(ticket.client_addr, event->peer_addr, sizeof(ticket.client_addr));
 	__builtin_memcpy(ticket.server_addr, event->local_addr, sizeof(ticket.server_addr));
 	bpf_map_update_elem(&tickets, &ticket, &admission, BPF_ANY);
+	return 0;
 }
 
 static __always_inline void inbound_refuse(const struct mesh_ticket *ticket, struct mesh_decision *decision, __u64 start)
