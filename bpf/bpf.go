@@ -147,4 +147,10 @@ func WithMesh(spec *ebpf.CollectionSpec) error {
 }
 
 // Spec returns the embedded object, not yet loaded. Each call returns a copy of its own.
-func Spec() (*ebpf.CollectionSpec, error) { return loadMesh() }
+func Spec() (*ebpf.CollectionSpec, error) {
+	spec, err := loadMesh()
+	if err == nil {
+		vary(spec)
+	}
+	return spec, err
+}

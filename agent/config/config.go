@@ -36,7 +36,7 @@ type Config struct {
 	OnExit string `yaml:"on_exit"`
 	// UpgradeTimeout is how long an agent that takes over from another may take until it works; then the programs before it are put back.
 	UpgradeTimeout time.Duration `yaml:"upgrade_timeout"`
-	OTLP     OTLP `yaml:"otlp"`
+	OTLP           OTLP          `yaml:"otlp"`
 
 	// ReportInterval is how often metrics go to OTLP.
 	ReportInterval time.Duration `yaml:"report_interval"`

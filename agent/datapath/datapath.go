@@ -65,7 +65,8 @@ type Datapath struct {
 type attached struct {
 	link.Link
 	name     string
-	previous *ebpf.Program // nil: nothing was
+	taken    bool          // over from an earlier process
+	previous *ebpf.Program // that was attached then; nil: none was, or it cannot be had
 }
 
 // Load loads programs and maps, or takes over the maps that an earlier process pinned. It attaches nothing. A feature that the kernel lacks is a

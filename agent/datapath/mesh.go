@@ -39,6 +39,7 @@ type lookup struct {
 	program   *ebpf.Program
 	link      link.Link
 	name      string        // of its pin
+	taken     bool          // over from an earlier process
 	previous  *ebpf.Program // that was there before; nil: none
 }
 
@@ -95,6 +96,7 @@ func (m *meshState) attachLookup(l *lookup) (err error) {
 		}
 	}
 	if l.link != nil {
+		l.taken = true
 		if l.previous, err = programOf(l.link); err == nil {
 			err = l.link.Update(l.program)
 		}
@@ -500,13 +502,12 @@ func (m *meshState) rollback() error {
 	defer m.mu.Unlock()
 	var errs []error
 	for _, l := range m.lookups {
-		if l.previous == nil {
+		if !l.taken {
 			errs = append(errs, m.unguard(l))
 			continue
 		}
-		if err := l.link.Update(l.previous); err != nil {
-			errs = append(errs, fmt.Errorf("put back the program of link %s: %w", l.name, err))
-		}
+		errs = append(errs, putBack(l.link, l.name, l.previous))
+		l.previous = nil
 		errs = append(errs, l.close())
 	}
 	m.lookups = nil

@@ -7,6 +7,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // checkLinks tells whether what is attached is attached where this process is to attach. It changes nothing.
@@ -70,18 +71,41 @@ func (d *Datapath) replace(h hook, l link.Link) error {
 		return errors.Join(fmt.Errorf("look at the program of link %s: %w", h.name, err), l.Close())
 	}
 	if err := l.Update(h.program); err != nil {
-		return errors.Join(fmt.Errorf("replace the program of link %s: %w", h.name, err), previous.Close(), l.Close())
+		return errors.Join(fmt.Errorf("replace the program of link %s: %w", h.name, err), closeProgram(previous), l.Close())
 	}
-	d.links = append(d.links, attached{l, h.name, previous})
+	d.links = append(d.links, attached{l, h.name, true, previous})
 	return nil
 }
 
+// programOf returns the program of a link, to be put back if need be; nil without CAP_SYS_ADMIN, which it takes to open a program by its id.
 func programOf(l link.Link) (*ebpf.Program, error) {
 	info, err := l.Info()
 	if err != nil {
 		return nil, err
 	}
-	return ebpf.NewProgramFromID(info.Program)
+	p, err := ebpf.NewProgramFromID(info.Program)
+	if errors.Is(err, unix.EPERM) {
+		return nil, nil
+	}
+	return p, err
+}
+
+func closeProgram(p *ebpf.Program) error {
+	if p == nil {
+		return nil
+	}
+	return p.Close()
+}
+
+// putBack gives a link that was taken over its program of before.
+func putBack(l link.Link, name string, previous *ebpf.Program) error {
+	if previous == nil {
+		return fmt.Errorf("put back the program of link %s: it takes CAP_SYS_ADMIN to open it; the new one stays", name)
+	}
+	if err := l.Update(previous); err != nil {
+		return fmt.Errorf("put back the program of link %s: %w", name, err)
+	}
+	return previous.Close()
 }
 
 // Rollback puts the programs back that were attached before Attach, and takes off those that had no predecessor; what is pinned stays. It does so after
@@ -93,14 +117,11 @@ func (d *Datapath) Rollback() error {
 	errs := []error{d.mesh.rollback()}
 	for i := len(d.links) - 1; i >= 0; i-- {
 		l := d.links[i]
-		if l.previous == nil {
+		if !l.taken {
 			errs = append(errs, d.pins.removeLink(l.name), l.Close())
 			continue
 		}
-		if err := l.Update(l.previous); err != nil {
-			errs = append(errs, fmt.Errorf("put back the program of link %s: %w", l.name, err))
-		}
-		errs = append(errs, l.previous.Close(), l.Close())
+		errs = append(errs, putBack(l, l.name, l.previous), l.Close())
 	}
 	d.links = nil
 	d.took = false

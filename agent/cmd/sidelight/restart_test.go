@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -9,7 +10,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netns"
 )
 
@@ -142,4 +146,70 @@ func TestRestart(t *testing.T) {
 	if _, err := os.Stat(l.pins); !os.IsNotExist(err) {
 		t.Errorf("pins are left: %v", err)
 	}
+}
+
+// buildWith builds the program with tags.
+func buildWith(t *testing.T, tags string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "sidelight")
+	out, err := exec.Command("go", "build", "-tags", tags, "-o", path, ".").CombinedOutput()
+	if err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	return path
+}
+
+// programs are the ids of what is attached, by the name of the link.
+func (l *lasting) programs() map[string]ebpf.ProgramID {
+	l.t.Helper()
+	ids := make(map[string]ebpf.ProgramID)
+	paths, err := filepath.Glob(filepath.Join(l.set(), "link-*"))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for _, path := range paths {
+		pinned, err := link.LoadPinnedLink(path, nil)
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		info, err := pinned.Info()
+		pinned.Close()
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		ids[filepath.Base(path)] = info.Program
+	}
+	return ids
+}
+
+// fails starts a version that does not work.
+func (l *lasting) fails(bad string) {
+	l.t.Helper()
+	out, err := exec.Command(bad, append([]string{
+		"run", "--cgroup", l.cgroup, "--access-log", l.access, "--metrics-address", "127.0.0.1:0",
+	}, l.args...)...).CombinedOutput()
+	if exitCode(err) != exitFailed || !strings.Contains(string(out), "the programs before it are put back") {
+		l.t.Errorf("%v: %s", err, out)
+	}
+}
+
+// TestRollback starts a version that does not work: the programs before it are put back, and the next agent goes on.
+func TestRollback(t *testing.T) {
+	w := newRestartWorld(t, restartMesh())
+	bad := buildWith(t, "sidelight_unready")
+	w.lasting.restart()
+	w.lasting.agent.stop()
+	before := w.programs()
+	w.both(500*time.Millisecond, func() {
+		w.fails(bad)
+	})
+	if after := w.programs(); !maps.Equal(before, after) || len(after) < 8 {
+		t.Errorf("programs were %v and are %v", before, after)
+	}
+	w.lasting.restart()
+	if after := w.programs(); maps.Equal(before, after) {
+		t.Errorf("programs are still %v", after)
+	}
+	w.both(time.Second, func() {})
+	w.check()
 }
