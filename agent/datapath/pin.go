@@ -321,10 +321,11 @@ func (p *pins) remove() error {
 	if err := os.Remove(p.dir); err != nil {
 		return fmt.Errorf("remove pin_directory: %w", err)
 	}
-	if ours {
-		return unmountBPFFS(filepath.Dir(p.dir))
+	if !ours {
+		return nil
 	}
-	return nil
+	// What is open keeps it busy.
+	return errors.Join(p.close(), unmountBPFFS(filepath.Dir(p.dir)))
 }
 
 // markMounted notes that the bpffs was mounted by us.

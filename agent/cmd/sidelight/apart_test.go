@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/sidelight-mesh/sidelight/agent/datapath"
@@ -69,11 +71,40 @@ func TestBPFFS(t *testing.T) {
 			t.Error("run has not mounted bpffs")
 		}
 		a.stop()
+		if mounted() {
+			t.Error("run has left bpffs mounted, and nothing in it")
+		}
+	}
+	// What is kept is in it, and so is what others pin.
+	l := newLasting(t, cgroup)
+	l.restart()
+	l.agent.stop()
+	if !mounted() {
+		t.Error("what is kept has no bpffs")
+	}
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if err := m.Pin(filepath.Join(datapath.BPFFS, "other")); err != nil {
+		t.Fatal(err)
+	}
+	runIn(t, ".", program, "uninstall", "--pin-directory", l.pins)
+	if !mounted() {
+		t.Error("uninstall has unmounted what somebody else uses")
 	}
 	if err := unix.Unmount(datapath.BPFFS, 0); err != nil {
 		t.Fatal(err)
 	}
 	if mounted() {
 		t.Error("the second run has mounted it once more")
+	}
+	// That of its own it unmounts.
+	l.restart()
+	l.agent.stop()
+	runIn(t, ".", program, "uninstall", "--pin-directory", l.pins)
+	if mounted() {
+		t.Error("uninstall has left bpffs mounted")
 	}
 }

@@ -121,6 +121,13 @@ func TestReadmeCommands(t *testing.T) {
 					}
 				}
 				a.stop()
+			case command == "sudo ./bin/sidelight uninstall":
+				l := newLasting(t, newCgroup(t))
+				l.restart()
+				l.agent.stop()
+				if out := runIn(t, root, program, "uninstall", "--pin-directory", l.pins); out != "removed "+l.pins+"\n" {
+					t.Errorf("got: %s", out)
+				}
 			case command == "./bin/sidelight audit":
 				a := startAgent(t, newCgroup(t))
 				if out := runIn(t, root, program, "audit", "--metrics-address", a.Address); !strings.Contains(out, "unaccounted   0\n") {
