@@ -4,6 +4,7 @@ go 1.26.0
 
 require (
 	github.com/cilium/ebpf v0.22.0
+	github.com/coreos/go-systemd/v22 v22.6.0
 	github.com/fsnotify/fsnotify v1.9.0
 	github.com/grafana/pyroscope-go v1.4.3
 	github.com/open-telemetry/opentelemetry-collector-contrib/exporter/fileexporter v0.159.0

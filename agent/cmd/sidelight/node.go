@@ -173,10 +173,12 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	meshCtx, stopMesh := context.WithCancel(readCtx)
 	defer stopMesh()
 	n.mesh.start(meshCtx)
+	supervisor := n.newSupervisor()
 	if err := n.commit(ctx); err != nil {
 		failed <- err
 	} else {
 		n.server.SetReady(true)
+		supervisor.ready()
 	}
 	aliveCtx, stopAlive := context.WithCancel(readCtx)
 	defer stopAlive()
@@ -186,6 +188,7 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	}
 	err = n.wait(ctx, failed)
 	n.server.SetReady(false)
+	supervisor.stopping(err)
 	stopBudget()
 	n.budget.tasks.Wait()
 	stopMesh()
