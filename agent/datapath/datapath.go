@@ -165,8 +165,10 @@ func (d *Datapath) takeOver(spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, er
 		return nil, nil
 	}
 	if set != wanted.hash() {
-		return nil, &PinError{filepath.Join(d.pins.dir, set), "programs are attached whose maps have another layout: another version's, or for other sizes in the configuration",
-			"take them off with: sidelight uninstall"}
+		return nil, &PinError{
+			filepath.Join(d.pins.dir, set), "programs are attached whose maps have another layout: another version's, or for other sizes in the configuration",
+			"take them off with: sidelight uninstall",
+		}
 	}
 	if err := d.checkLinks(set); err != nil {
 		return nil, err

@@ -204,8 +204,10 @@ func (p *pins) maps(l layout) (found map[string]*ebpf.Map, err error) {
 		path := filepath.Join(p.set, mapPrefix+name)
 		m, err := ebpf.LoadPinnedMap(path, nil)
 		if errors.Is(err, os.ErrNotExist) {
-			return found, &PinError{path, "the map is missing, and programs that are attached work with it",
-				"they go on without an agent; take them off with: sidelight uninstall"}
+			return found, &PinError{
+				path, "the map is missing, and programs that are attached work with it",
+				"they go on without an agent; take them off with: sidelight uninstall",
+			}
 		}
 		if err != nil {
 			return found, fmt.Errorf("open pinned map %s: %w; if it is damaged, take all off with: sidelight uninstall", path, err)

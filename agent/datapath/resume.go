@@ -35,8 +35,10 @@ func (d *Datapath) checkLinks(set string) error {
 		}
 		// 0 is of a cgroup that is gone, and with it the attachment.
 		if at != 0 && at != id {
-			return &PinError{path, fmt.Sprintf("it is attached to the cgroup with id %d, and not to %s (%d)", at, d.cgroup.Dir, id),
-				"start with the same --cgroup as before, take all off with: sidelight uninstall, or give this agent a pin_directory of its own"}
+			return &PinError{
+				path, fmt.Sprintf("it is attached to the cgroup with id %d, and not to %s (%d)", at, d.cgroup.Dir, id),
+				"start with the same --cgroup as before, take all off with: sidelight uninstall, or give this agent a pin_directory of its own",
+			}
 		}
 	}
 	return nil

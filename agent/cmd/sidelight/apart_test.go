@@ -78,7 +78,7 @@ func TestBPFFS(t *testing.T) {
 	// What is kept is in it, and so is what others pin.
 	l := newLasting(t, cgroup)
 	l.restart()
-	l.agent.stop()
+	l.stop()
 	if !mounted() {
 		t.Error("what is kept has no bpffs")
 	}
@@ -102,7 +102,7 @@ func TestBPFFS(t *testing.T) {
 	}
 	// That of its own it unmounts.
 	l.restart()
-	l.agent.stop()
+	l.stop()
 	runIn(t, ".", program, "uninstall", "--pin-directory", l.pins)
 	if mounted() {
 		t.Error("uninstall has left bpffs mounted")

@@ -75,7 +75,7 @@ func (w *restartWorld) check() {
 	// While more than half of the ring waits, refusals are told as sums.
 	want := 2*w.made + w.denied - int(r.Kernel.Aggregated+r.Kernel.Totalled)
 	eventually(t, "all lines", func() error {
-		lines := strings.Split(strings.TrimSpace(readFile(t, w.lasting.access)), "\n")
+		lines := strings.Split(strings.TrimSpace(readFile(t, w.access)), "\n")
 		if len(lines) < want {
 			return fmt.Errorf("%d lines, want %d", len(lines), want)
 		}
@@ -111,7 +111,7 @@ func TestMeshRestarts(t *testing.T) {
 	if n, err := strconv.Atoi(os.Getenv("SIDELIGHT_TEST_RESTARTS")); err == nil {
 		rounds = n
 	}
-	w.lasting.restart()
+	w.restart()
 	seed := rand.Uint64()
 	random := rand.New(rand.NewPCG(seed, 0))
 	t.Logf("seed %d", seed)
@@ -121,25 +121,25 @@ func TestMeshRestarts(t *testing.T) {
 		w.both(1500*time.Millisecond, func() {
 			switch way {
 			case "upgrade":
-				w.lasting.agent.stop()
+				w.lasting.stop()
 				w.startOf(other)
 			case "rollback":
-				w.lasting.agent.stop()
+				w.lasting.stop()
 				before := w.programs()
 				w.fails(bad)
 				if after := w.programs(); !maps.Equal(before, after) {
 					t.Errorf("programs were %v and are %v", before, after)
 				}
-				w.lasting.restart()
+				w.restart()
 			case "stop":
-				w.lasting.agent.stop()
-				w.lasting.restart()
+				w.lasting.stop()
+				w.restart()
 			case "kill":
 				w.kill()
-				w.lasting.restart()
+				w.restart()
 			case "takeover":
 				before := w.lasting.agent
-				w.lasting.startOf(program, "--takeover")
+				w.startOf(program, "--takeover")
 				if err := before.cmd.Wait(); err != nil {
 					t.Errorf("the agent that handed over: %v", err)
 				}
@@ -147,10 +147,10 @@ func TestMeshRestarts(t *testing.T) {
 		})
 	}
 	w.check()
-	w.state = filepath.Join(filepath.Dir(w.lasting.access), "state")
+	w.state = filepath.Join(filepath.Dir(w.access), "state")
 	w.idle()
 	w.dump()
-	w.lasting.agent.stop()
+	w.lasting.stop()
 	if _, err := os.Stat(w.pins); err != nil {
 		t.Errorf("what is pinned: %v", err)
 	}

@@ -48,7 +48,8 @@ func (e inputError) Unwrap() error { return e.error }
 
 // newNode checks everything that can be checked and takes what it needs, attaching nothing. Every error is an inputError.
 func newNode(ctx context.Context, c config.Config, options nodeOptions, logger *slog.Logger) (*node, error) {
-	n := &node{config: c, logger: logger, started: time.Now(), budget: newBudgetSide(&c), tracing: new(meshreceiver.Tracing),
+	n := &node{
+		config: c, logger: logger, started: time.Now(), budget: newBudgetSide(&c), tracing: new(meshreceiver.Tracing),
 		handover: make(chan struct{}),
 	}
 	if err := n.prepare(ctx, options); err != nil {

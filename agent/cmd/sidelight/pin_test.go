@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -24,7 +25,8 @@ func (l *lasting) refused(want string, more ...string) {
 }
 
 func exitCode(err error) int {
-	if exit, ok := err.(*exec.ExitError); ok {
+	exit := &exec.ExitError{}
+	if errors.As(err, &exit) {
 		return exit.ExitCode()
 	}
 	return 0
@@ -49,7 +51,7 @@ func TestPinFaults(t *testing.T) {
 	l.restart()
 	p.connect(5)
 	l.refused(fmt.Sprintf("process %d, attends to %s", l.cmd.Process.Pid, l.pins))
-	l.agent.stop()
+	l.stop()
 
 	// Something of somebody else's.
 	for _, foreign := range []string{filepath.Join(l.pins, "cilium"), filepath.Join(l.set(), "maps")} {
@@ -110,7 +112,7 @@ func TestPinFaults(t *testing.T) {
 	p.connect(7)
 	l.restart()
 	l.checkLast(12)
-	l.agent.stop()
+	l.stop()
 	if out, err := exec.Command(program, "uninstall", "--pin-directory", l.pins).CombinedOutput(); err != nil || string(out) != "removed "+l.pins+"\n" {
 		t.Errorf("uninstall: %v\n%s", err, out)
 	}
@@ -143,7 +145,7 @@ func TestFailClosed(t *testing.T) {
 	w := newRestartWorld(t, restartMesh())
 	config := filepath.Join(t.TempDir(), "closed.yaml")
 	writeFile(t, config, noBudget+"\nmesh: {fail_closed_after: 5s}\n")
-	w.lasting.startOf(program, "--config", config)
+	w.startOf(program, "--config", config)
 	to := w.service()
 	if got := w.web.do(meshOrder{To: to, Count: 3}); got.Answers[serverV4(1)] != 3 {
 		t.Fatalf("with an agent: %+v", got)
@@ -158,7 +160,7 @@ func TestFailClosed(t *testing.T) {
 		}
 		return nil
 	})
-	w.lasting.startOf(program, "--config", config)
+	w.startOf(program, "--config", config)
 	if got := w.web.do(meshOrder{To: to, Count: 3}); got.Answers[serverV4(1)] != 3 {
 		t.Errorf("with an agent again: %+v", got)
 	}

@@ -124,7 +124,7 @@ func TestReadmeCommands(t *testing.T) {
 			case command == "sudo ./bin/sidelight uninstall":
 				l := newLasting(t, newCgroup(t))
 				l.restart()
-				l.agent.stop()
+				l.stop()
 				if out := runIn(t, root, program, "uninstall", "--pin-directory", l.pins); out != "removed "+l.pins+"\n" {
 					t.Errorf("got: %s", out)
 				}

@@ -123,7 +123,7 @@ func TestRestart(t *testing.T) {
 	l := newLasting(t, cgroup)
 	l.restart()
 	p.connect(20)
-	l.agent.stop()
+	l.stop()
 	p.connect(30)
 	l.restart()
 	l.checkLast(50)
@@ -138,11 +138,11 @@ func TestRestart(t *testing.T) {
 	p.connect(40)
 	l.restart()
 	l.checkLast(100)
-	l.agent.stop()
+	l.stop()
 	l.startOf(program, "--on-exit", "remove")
 	p.connect(5)
 	l.checkLast(105)
-	l.agent.stop()
+	l.stop()
 	if _, err := os.Stat(l.pins); !os.IsNotExist(err) {
 		t.Errorf("pins are left: %v", err)
 	}
@@ -197,8 +197,8 @@ func (l *lasting) fails(bad string) {
 func TestRollback(t *testing.T) {
 	w := newRestartWorld(t, restartMesh())
 	bad := buildWith(t, "sidelight_unready")
-	w.lasting.restart()
-	w.lasting.agent.stop()
+	w.restart()
+	w.lasting.stop()
 	before := w.programs()
 	w.both(500*time.Millisecond, func() {
 		w.fails(bad)
@@ -206,7 +206,7 @@ func TestRollback(t *testing.T) {
 	if after := w.programs(); !maps.Equal(before, after) || len(after) < 8 {
 		t.Errorf("programs were %v and are %v", before, after)
 	}
-	w.lasting.restart()
+	w.restart()
 	if after := w.programs(); maps.Equal(before, after) {
 		t.Errorf("programs are still %v", after)
 	}

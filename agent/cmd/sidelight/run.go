@@ -126,18 +126,19 @@ func run(ctx context.Context, c config.Config, options nodeOptions) error {
 		}
 		defer stop()
 	}
-	if n.log != nil {
-		reopen := make(chan os.Signal, 1)
-		signal.Notify(reopen, syscall.SIGUSR1)
-		defer signal.Stop(reopen)
-		go func() {
-			for range reopen {
-				if err := n.log.Reopen(); err != nil {
-					logger.Error("access log goes on into the old file", "error", err)
-				}
+	reopen := make(chan os.Signal, 1)
+	signal.Notify(reopen, syscall.SIGUSR1) // without a log it is no reason to die
+	defer signal.Stop(reopen)
+	go func() {
+		for range reopen {
+			if n.log == nil {
+				continue
 			}
-		}()
-	}
+			if err := n.log.Reopen(); err != nil {
+				logger.Error("access log goes on into the old file", "error", err)
+			}
+		}
+	}()
 	return n.run(ctx, nil)
 }
 
