@@ -121,10 +121,10 @@ func TestMeshRestarts(t *testing.T) {
 		w.both(1500*time.Millisecond, func() {
 			switch way {
 			case "upgrade":
-				w.lasting.stop()
+				w.stop()
 				w.startOf(other)
 			case "rollback":
-				w.lasting.stop()
+				w.stop()
 				before := w.programs()
 				w.fails(bad)
 				if after := w.programs(); !maps.Equal(before, after) {
@@ -132,7 +132,7 @@ func TestMeshRestarts(t *testing.T) {
 				}
 				w.restart()
 			case "stop":
-				w.lasting.stop()
+				w.stop()
 				w.restart()
 			case "kill":
 				w.kill()
@@ -150,7 +150,7 @@ func TestMeshRestarts(t *testing.T) {
 	w.state = filepath.Join(filepath.Dir(w.access), "state")
 	w.idle()
 	w.dump()
-	w.lasting.stop()
+	w.stop()
 	if _, err := os.Stat(w.pins); err != nil {
 		t.Errorf("what is pinned: %v", err)
 	}

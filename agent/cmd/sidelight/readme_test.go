@@ -188,12 +188,12 @@ func TestReadmeFlags(t *testing.T) {
 		}
 		section, _, _ = strings.Cut(section, "\n#")
 		var documented, have []string
-		for _, m := range regexp.MustCompile("(?m)^\\| `--([a-z-]+) ").FindAllStringSubmatch(section, -1) {
+		for _, m := range regexp.MustCompile("(?m)^\\| `--([a-z-]+)[ `]").FindAllStringSubmatch(section, -1) {
 			documented = append(documented, m[1])
 		}
 		command.Flags().VisitAll(func(f *pflag.Flag) {
 			have = append(have, f.Name)
-			if f.DefValue != "" && !regexp.MustCompile("(?m)^\\| `--"+f.Name+" [^|]*\\| `"+regexp.QuoteMeta(f.DefValue)+"` \\|").MatchString(section) {
+			if f.DefValue != "" && !regexp.MustCompile("(?m)^\\| `--"+f.Name+"[ `][^|]*\\| `"+regexp.QuoteMeta(f.DefValue)+"` \\|").MatchString(section) {
 				t.Errorf("README does not say that --%s of %s is %s by default", f.Name, command.Name(), f.DefValue)
 			}
 		})

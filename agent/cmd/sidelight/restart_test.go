@@ -198,7 +198,7 @@ func TestRollback(t *testing.T) {
 	w := newRestartWorld(t, restartMesh())
 	bad := buildWith(t, "sidelight_unready")
 	w.restart()
-	w.lasting.stop()
+	w.stop()
 	before := w.programs()
 	w.both(500*time.Millisecond, func() {
 		w.fails(bad)
