@@ -327,10 +327,13 @@ func (m *meshState) forgetLookups() error {
 	return errors.Join(errs...)
 }
 
-// Unguard takes that program off everywhere, until GuardNamespaces is called again. Safe for concurrent use.
+// Unguard takes that program off everywhere, until GuardNamespaces is called again. It does nothing before Attach. Safe for concurrent use.
 func (d *Datapath) Unguard() error {
 	d.mesh.mu.Lock()
 	defer d.mesh.mu.Unlock()
+	if d.mesh.lookups == nil {
+		return nil
+	}
 	var errs []error
 	for inode, l := range d.mesh.lookups {
 		errs = append(errs, d.mesh.unguard(l))

@@ -230,7 +230,8 @@ func (m *meshSide) lookAroundLocked() {
 		guards, guardErr := m.datapath.GuardNamespaces()
 		m.guards = guards
 		err = errors.Join(err, guardErr)
-	} else if m.guards > 0 {
+	} else {
+		// Also what an earlier agent left, whose mesh had policies.
 		err = errors.Join(err, m.datapath.Unguard())
 		m.guards = 0
 	}
