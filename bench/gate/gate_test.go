@@ -10,6 +10,28 @@ import (
 	"github.com/sidelight-mesh/sidelight/bench/stat"
 )
 
+// TestForAnyMachine gives room to absolute times, and to nothing else.
+func TestForAnyMachine(t *testing.T) {
+	limit := 100.0
+	figures := []figure.Figure{
+		{Name: "time", Unit: "us", Samples: []float64{150}},
+		{Name: "ratio", Unit: "us", Samples: []float64{150}, Base: []float64{1}},
+		{Name: "count", Unit: "1", Samples: []float64{150}},
+	}
+	var budgets []Budget
+	for _, f := range figures {
+		budgets = append(budgets, Budget{Figure: f.Name, AtMost: &limit})
+	}
+	for i, b := range ForAnyMachine(budgets, figures) {
+		if want := map[bool]float64{true: 200, false: 100}[i == 0]; *b.AtMost != want {
+			t.Errorf("%s: %v, want %v", b.Figure, *b.AtMost, want)
+		}
+	}
+	if limit != 100 {
+		t.Error("the budgets themselves have changed")
+	}
+}
+
 func TestLoad(t *testing.T) {
 	const good = "budgets: [{figure: a.b, at_most: 1.05, why: x}, {figure: a.c, at_least: 0.99, why: x}, {figure: a.d, within: 1.01, why: x}, {figure: a.e, at_most: 0, why: x}]"
 	for _, c := range []struct{ name, text, want string }{
