@@ -97,7 +97,7 @@ func (l *Ledger) begin(version string) {
 	copy(l.page.Version[:len(l.page.Version)-1], version)
 }
 
-// Alive says that an agent is there. Call it every second. Safe for concurrent use.
+// Alive says that an agent is there. Where programs look at it (Options.FailClosed), call it every second. Safe for concurrent use.
 func (l *Ledger) Alive() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -122,7 +122,7 @@ func (l *Ledger) Before() (counted Counted, logged Logged, stopped bool, agents 
 // VersionBefore is that of the agent before.
 func (l *Ledger) VersionBefore() string { return l.version }
 
-// Alone is for how long there was no agent before this one, to a second.
+// Alone is for how long there was no agent before this one. Of one that was killed it is up to a report interval too much.
 func (l *Ledger) Alone() time.Duration {
 	if l.alive == 0 {
 		return 0

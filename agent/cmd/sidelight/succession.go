@@ -126,6 +126,7 @@ func (s *succession) save() error {
 
 // Handled is of event.Progress.
 func (s *succession) Handled(position uint64) {
+	s.ledger.Alive()
 	if s.n.log != nil {
 		s.n.log.Mark(position)
 	}
@@ -260,7 +261,7 @@ func (s *succession) noteLogged(position uint64, file *os.File) {
 	s.ledger.SetLogged(&l)
 }
 
-// aliveInterval is how often the agent says that it is there.
+// aliveInterval is how often the agent says that it is there, where somebody asks.
 const aliveInterval = time.Second
 
 // finish is called when all that was read has left this process.
@@ -270,6 +271,7 @@ func (s *succession) finish(keep bool) error {
 		err = s.save()
 	}
 	s.n.reader.Release()
+	s.ledger.Alive()
 	s.ledger.Stopped()
 	return err
 }

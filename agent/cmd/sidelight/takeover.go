@@ -123,8 +123,12 @@ func (n *node) works(ctx context.Context) error {
 	return err
 }
 
-// keepAlive tells the programs that an agent is there.
+// keepAlive tells the programs that an agent is there, often enough where that is what policies hold by. Elsewhere Handled says it, whenever the ring is
+// looked at: a tick a second would be most of what an idle agent costs.
 func (s *succession) keepAlive(ctx context.Context) {
+	if s.n.config.Mesh.FailClosedAfter == 0 {
+		return
+	}
 	s.alive.Go(func() {
 		tick := time.NewTicker(aliveInterval)
 		defer tick.Stop()
