@@ -152,11 +152,11 @@ enum mesh_verdict {
 	MESH_VERDICT_NONE, /* no policy is about it */
 	MESH_VERDICT_ALLOW,
 	MESH_VERDICT_DENY,
+	MESH_VERDICT_UNATTENDED, /* denied, because there has been no agent for longer than is allowed */
 	MESH_VERDICT_COUNT,
 };
 
 #define MESH_NO_RULE 0xffff
-#define MESH_UNATTENDED 0xfffe /* denied, because there has been no agent for longer than is allowed */
 
 /* Whose sums a lost MESH_CLOSE goes to: the facts that an edge is made of. */
 struct mesh_lost_key {
@@ -240,6 +240,10 @@ struct mesh_table {
 	__u32 size; /* choices, of which each has one slot or two; 0: no endpoint */
 	__u32 limit; /* index into `limits`; 0: none */
 	__u32 pool; /* the index into `pools` that leads here */
+	/* Not for programs, as are `name` and `class` below: agents know again by these what one before them left. */
+	__u64 name; /* hash of the service's */
+	__u32 port; /* host byte order; 0: any */
+	__u32 ipv6;
 };
 
 /* Where a connection can go. */
@@ -252,6 +256,7 @@ struct mesh_backend {
 	__u32 weight;
 	__u32 service; /* id of whose it is; 0: nobody's, the index is free */
 	__u32 reserved2;
+	__u64 name; /* hash of the endpoint's */
 };
 
 /* What the kernel counts of a backend: written by programs only. */
@@ -270,6 +275,8 @@ struct mesh_workload {
 	__u32 affinity; /* hash of its address */
 	__u32 flags; /* enum mesh_workload_flags */
 	__u32 reserved;
+	__u64 name; /* hash of it */
+	__u64 class; /* hash of what `source` stands for */
 };
 
 enum mesh_workload_flags {
@@ -366,13 +373,13 @@ struct mesh_ledger {
 	__u64 agents; /* how many there were, this one included */
 	__u64 agent_pid; /* of the last, in its PID namespace */
 	__u64 stopped; /* it ended by itself: what it read is exported */
-	__u64 began_ns; /* CLOCK_MONOTONIC: when it began to attend to the programs */
+	__u64 generation; /* of the mesh that it put in force last, or was about to */
 	__u8 version[64]; /* its version */
 };
 
 /* How long the programs have been alone. Written by user space only. */
 struct mesh_watchdog {
-	__u64 alive_ns; /* CLOCK_MONOTONIC: an agent was there, every second */
+	__u64 alive_ns; /* CLOCK_MONOTONIC: an agent was there */
 };
 
 #pragma clang diagnostic pop
@@ -382,10 +389,10 @@ _Static_assert(sizeof(struct mesh_event) == 128, "mesh_event");
 _Static_assert(sizeof(struct mesh_close_event) == 208, "mesh_close_event");
 _Static_assert(sizeof(struct mesh_decision) == 64, "mesh_decision");
 _Static_assert(sizeof(struct mesh_frontend) == 20, "mesh_frontend");
-_Static_assert(sizeof(struct mesh_table) == 32, "mesh_table");
-_Static_assert(sizeof(struct mesh_backend) == 40, "mesh_backend");
+_Static_assert(sizeof(struct mesh_table) == 48, "mesh_table");
+_Static_assert(sizeof(struct mesh_backend) == 48, "mesh_backend");
 _Static_assert(sizeof(struct mesh_load) == 32, "mesh_load");
-_Static_assert(sizeof(struct mesh_workload) == 24, "mesh_workload");
+_Static_assert(sizeof(struct mesh_workload) == 40, "mesh_workload");
 _Static_assert(sizeof(struct mesh_policy_set) == 176, "mesh_policy_set");
 _Static_assert(sizeof(struct mesh_lost_key) == 40, "mesh_lost_key");
 _Static_assert(sizeof(struct mesh_lost) == 88, "mesh_lost");

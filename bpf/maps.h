@@ -47,8 +47,9 @@ struct mesh_connection {
 	__u32 fin_received; /* bytes_received then */
 };
 
-/* With what the kernel puts before it (struct bpf_local_storage_elem) 256 bytes, which is what it allocates: 8 more would take
-512. */
+/*
+ * With what the kernel puts before it (struct bpf_local_storage_elem) 256 bytes, which is what it allocates: 8 more would take 512.
+ */
 _Static_assert(sizeof(struct mesh_connection) <= 184, "mesh_connection");
 
 /* What the mesh decided of a socket's connection, and what it holds for it. */
@@ -67,8 +68,8 @@ enum mesh_holds {
 };
 
 /*
- * The state where there is a mesh: `connections` has values of this size then, which user space sets at load. It takes an allocation of 512 bytes, and
- * costs a connection some 300 ns less than a storage of its own for the decision would.
+ * The state where there is a mesh: `connections` has values of this size then, which user space sets at load. It takes an allocation of 512 bytes; a
+ * storage of its own for the decision would cost a connection that has one some 200 ns more, and one that has none some 120 ns less.
  */
 struct mesh_connection_in_mesh {
 	struct mesh_connection connection;

@@ -49,6 +49,8 @@ const (
 	VerdictNone  = uint8(meshMeshVerdictMESH_VERDICT_NONE)
 	VerdictAllow = uint8(meshMeshVerdictMESH_VERDICT_ALLOW)
 	VerdictDeny  = uint8(meshMeshVerdictMESH_VERDICT_DENY)
+	// VerdictUnattended denies, because there has been no agent for longer than is allowed.
+	VerdictUnattended = uint8(meshMeshVerdictMESH_VERDICT_UNATTENDED)
 )
 
 // What there is to look for, as in enum mesh_has of lib/identity.h.

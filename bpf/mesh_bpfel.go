@@ -61,6 +61,7 @@ type meshMeshBackend struct {
 	Weight    uint32
 	Service   uint32
 	Reserved2 uint32
+	Name      uint64
 }
 
 type meshMeshCloseEvent struct {
@@ -175,7 +176,7 @@ type meshMeshLedger struct {
 	Agents        uint64
 	AgentPid      uint64
 	Stopped       uint64
-	BeganNs       uint64
+	Generation    uint64
 	Version       [64]uint8
 }
 
@@ -337,6 +338,9 @@ type meshMeshTable struct {
 	Size       uint32
 	Limit      uint32
 	Pool       uint32
+	Name       uint64
+	Port       uint32
+	Ipv6       uint32
 }
 
 type meshMeshTold uint32
@@ -350,10 +354,11 @@ const (
 type meshMeshVerdict uint32
 
 const (
-	meshMeshVerdictMESH_VERDICT_NONE  meshMeshVerdict = 0
-	meshMeshVerdictMESH_VERDICT_ALLOW meshMeshVerdict = 1
-	meshMeshVerdictMESH_VERDICT_DENY  meshMeshVerdict = 2
-	meshMeshVerdictMESH_VERDICT_COUNT meshMeshVerdict = 3
+	meshMeshVerdictMESH_VERDICT_NONE       meshMeshVerdict = 0
+	meshMeshVerdictMESH_VERDICT_ALLOW      meshMeshVerdict = 1
+	meshMeshVerdictMESH_VERDICT_DENY       meshMeshVerdict = 2
+	meshMeshVerdictMESH_VERDICT_UNATTENDED meshMeshVerdict = 3
+	meshMeshVerdictMESH_VERDICT_COUNT      meshMeshVerdict = 4
 )
 
 type meshMeshVerdictKey struct {
@@ -377,6 +382,8 @@ type meshMeshWorkload struct {
 	Affinity  uint32
 	Flags     uint32
 	Reserved  uint32
+	Name      uint64
+	Class     uint64
 }
 
 type meshMeshWorkloadFlags uint32
@@ -433,6 +440,7 @@ const (
 	meshProgMeshSockops         = "mesh_sockops"
 	meshProgMeshSockopsInMesh   = "mesh_sockops_in_mesh"
 	meshProgMeshState           = "mesh_state"
+	meshProgMeshStateNested     = "mesh_state_nested"
 	meshProgMeshSweep           = "mesh_sweep"
 	meshVarAgentPid             = "agent_pid"
 	meshVarAgentStartTicks      = "agent_start_ticks"
@@ -544,6 +552,7 @@ type meshProgramSpecs struct {
 	MeshSockops        *ebpf.ProgramSpec `ebpf:"mesh_sockops"`
 	MeshSockopsInMesh  *ebpf.ProgramSpec `ebpf:"mesh_sockops_in_mesh"`
 	MeshState          *ebpf.ProgramSpec `ebpf:"mesh_state"`
+	MeshStateNested    *ebpf.ProgramSpec `ebpf:"mesh_state_nested"`
 	MeshSweep          *ebpf.ProgramSpec `ebpf:"mesh_sweep"`
 }
 
@@ -800,6 +809,7 @@ type meshPrograms struct {
 	MeshSockops        *ebpf.Program `ebpf:"mesh_sockops"`
 	MeshSockopsInMesh  *ebpf.Program `ebpf:"mesh_sockops_in_mesh"`
 	MeshState          *ebpf.Program `ebpf:"mesh_state"`
+	MeshStateNested    *ebpf.Program `ebpf:"mesh_state_nested"`
 	MeshSweep          *ebpf.Program `ebpf:"mesh_sweep"`
 }
 
@@ -820,6 +830,7 @@ func (p *meshPrograms) Close() error {
 		p.MeshSockops,
 		p.MeshSockopsInMesh,
 		p.MeshState,
+		p.MeshStateNested,
 		p.MeshSweep,
 	)
 }

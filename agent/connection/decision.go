@@ -10,9 +10,11 @@ const (
 	VerdictNone  Verdict = 0 // no policy is about it
 	VerdictAllow Verdict = 1
 	VerdictDeny  Verdict = 2
+	// VerdictUnattended denies, because there has been no agent for longer than is allowed.
+	VerdictUnattended Verdict = 3
 )
 
-var verdictNames = [...]string{VerdictAllow: "allow", VerdictDeny: "deny"}
+var verdictNames = [...]string{VerdictAllow: "allow", VerdictDeny: "deny", VerdictUnattended: "unattended"}
 
 func (v Verdict) String() string { return name(verdictNames[:], int(v)) }
 

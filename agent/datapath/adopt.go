@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
@@ -20,10 +19,14 @@ import (
 // Call it after Attach: in the other order what happens between the two would be missed. The error may be joined of many; what could
 // be adopted is adopted all the same.
 func (d *Datapath) Adopt() error {
-	if err := d.trace.attach(d.objects.MeshState); err != nil {
+	if err := d.trace.attach(d.tracePrograms()...); err != nil {
 		return err
 	}
 	return errors.Join(d.adoptOwners(), d.adoptConnections(), d.trace.release(d))
+}
+
+func (d *Datapath) tracePrograms() []namedProgram {
+	return []namedProgram{{"mesh_state", d.objects.MeshState}, {"mesh_state_nested", d.objects.MeshStateNested}}
 }
 
 func (d *Datapath) adoptOwners() error {
@@ -136,39 +139,52 @@ func openNamespaces() map[uint64]*os.File {
 	return found
 }
 
-// trace is the program that sees the end of adopted connections where sockops cannot be asked to. It costs at each change of state of
-// every TCP socket of the machine, so it stays only as long as there are any. Safe for concurrent use.
+// trace is the programs that see the end of adopted connections where sockops cannot be asked to. They cost at each change of state of
+// every TCP socket of the machine, so they stay only as long as there are any. Safe for concurrent use.
 type trace struct {
-	mu   sync.Mutex
-	pins *pins // nil: nothing is pinned
+	mu    sync.Mutex
+	pins  *pins // nil: nothing is pinned
+	links []traceLink
+}
+
+type traceLink struct {
+	name string
 	link link.Link
 }
 
-const stateLink = "state"
-
-func (t *trace) attach(program *ebpf.Program) error {
+func (t *trace) attach(programs ...namedProgram) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	l, err := link.AttachTracing(link.TracingOptions{Program: program})
-	if err != nil {
-		return fmt.Errorf("attach to inet_sock_set_state: %w", err)
+	for _, p := range programs {
+		if err := t.attachLocked(p); err != nil {
+			return errors.Join(err, t.detachLocked(false))
+		}
 	}
-	t.link = l
+	return nil
+}
+
+func (t *trace) attachLocked(p namedProgram) error {
+	l, err := link.AttachTracing(link.TracingOptions{Program: p.program})
+	if err != nil {
+		return fmt.Errorf("attach %s to inet_sock_set_state: %w", p.name, err)
+	}
+	name := strings.TrimPrefix(p.name, "mesh_")
+	t.links = append(t.links, traceLink{name, l})
 	if t.pins == nil {
 		return nil
 	}
 	// Such a link cannot get another program. While both are attached whichever comes first tells the end of a connection.
-	if err := t.pins.removeLink(stateLink); err != nil {
+	if err := t.pins.removeLink(name); err != nil {
 		return err
 	}
-	return t.pins.pinLink(stateLink, l)
+	return t.pins.pinLink(name, l)
 }
 
 // release detaches when there is nothing left to see.
 func (t *trace) release(d *Datapath) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.link == nil {
+	if t.links == nil {
 		return nil
 	}
 	account, err := d.Account()
@@ -185,20 +201,20 @@ func (t *trace) detach(keep bool) error {
 }
 
 func (t *trace) detachLocked(keep bool) error {
-	if t.link == nil {
-		return nil
+	var errs []error
+	for _, l := range t.links {
+		if t.pins != nil && !keep {
+			errs = append(errs, t.pins.removeLink(l.name))
+		}
+		errs = append(errs, l.link.Close())
 	}
-	l := t.link
-	t.link = nil
-	if t.pins != nil && !keep {
-		return errors.Join(t.pins.removeLink(stateLink), l.Close())
-	}
-	return l.Close()
+	t.links = nil
+	return errors.Join(errs...)
 }
 
-// Tracing says whether that program is attached.
+// Tracing says whether they are attached.
 func (d *Datapath) Tracing() bool {
 	d.trace.mu.Lock()
 	defer d.trace.mu.Unlock()
-	return d.trace.link != nil
+	return d.trace.links != nil
 }

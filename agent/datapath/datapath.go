@@ -80,8 +80,8 @@ func Load(options Options) (_ *Datapath, err error) {
 			return nil, err
 		}
 		defer func() {
-			if err != nil {
-				err = errors.Join(err, d.pins.close())
+			if err != nil && !d.removed {
+				err = errors.Join(err, d.pins.leave(), d.pins.close())
 			}
 		}()
 		if options.Mounted {
@@ -90,33 +90,9 @@ func Load(options Options) (_ *Datapath, err error) {
 			}
 		}
 	}
-	spec, err := bpf.Spec()
-	if err != nil {
-		return nil, fmt.Errorf("read object: %w", err)
-	}
-	spec.Maps[bpf.EventsMap].MaxEntries = options.RingBytes
-	id, err := options.Cgroup.id()
+	spec, err := options.spec()
 	if err != nil {
 		return nil, err
-	}
-	for name, value := range map[string]any{
-		bpf.WakeupBytes: options.WakeupBytes, bpf.AttachedCgroup: id, bpf.FirstBytes: options.FirstBytes, bpf.Silent: silentBits(options.Silent),
-		bpf.RefuseBytes: uint64(options.RingBytes) / 2, bpf.FailClosed: uint64(options.FailClosed),
-	} {
-		if err := spec.Variables[name].Set(value); err != nil {
-			return nil, fmt.Errorf("set %s: %w", name, err)
-		}
-	}
-	if options.Mesh != nil {
-		if err := bpf.WithMesh(spec); err != nil {
-			return nil, err
-		}
-	}
-	for name, size := range options.Mesh {
-		if spec.Maps[name] == nil {
-			return nil, fmt.Errorf("set size of map %s: there is none", name)
-		}
-		spec.Maps[name].MaxEntries = size
 	}
 	shared := spec.Copy() // before it is loaded, for what is loaded beside it
 	d.trace.pins = d.pins
@@ -150,8 +126,78 @@ func Load(options Options) (_ *Datapath, err error) {
 	return d, nil
 }
 
+// spec is the object, made for these options.
+func (options *Options) spec() (*ebpf.CollectionSpec, error) {
+	spec, err := bpf.Spec()
+	if err != nil {
+		return nil, fmt.Errorf("read object: %w", err)
+	}
+	spec.Maps[bpf.EventsMap].MaxEntries = options.RingBytes
+	id, err := options.Cgroup.id()
+	if err != nil {
+		return nil, err
+	}
+	for name, value := range map[string]any{
+		bpf.WakeupBytes: options.WakeupBytes, bpf.AttachedCgroup: id, bpf.FirstBytes: options.FirstBytes, bpf.Silent: silentBits(options.Silent),
+		bpf.RefuseBytes: uint64(options.RingBytes) / 2, bpf.FailClosed: uint64(options.FailClosed),
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return nil, fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	if options.Mesh != nil {
+		if err := bpf.WithMesh(spec); err != nil {
+			return nil, err
+		}
+	}
+	for name, size := range options.Mesh {
+		if spec.Maps[name] == nil {
+			return nil, fmt.Errorf("set size of map %s: there is none", name)
+		}
+		spec.Maps[name].MaxEntries = size
+	}
+	return spec, nil
+}
+
+// Check tells whether Load would find something wrong, but for an agent that attends to what is pinned. It loads all of it and throws it away, and
+// changes nothing.
+func Check(options Options) error {
+	spec, err := options.spec()
+	if err != nil {
+		return err
+	}
+	d := &Datapath{cgroup: options.Cgroup}
+	if options.Pin != "" {
+		d.pins = &pins{dir: options.Pin}
+	}
+	old, err := d.pinned(spec)
+	if err != nil {
+		return err
+	}
+	defer closeMaps(old)
+	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: old})
+	if err != nil {
+		return fmt.Errorf("load programs: %w", err)
+	}
+	collection.Close()
+	return nil
+}
+
 // takeOver opens the maps that are pinned, if there are any and they fit.
 func (d *Datapath) takeOver(spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
+	if d.pins == nil {
+		return nil, nil
+	}
+	if err := d.pins.clear(); err != nil {
+		return nil, err
+	}
+	old, err := d.pinned(spec)
+	d.resumed = old != nil
+	return old, err
+}
+
+// pinned opens the maps of the set that is in force, if there is one and it fits. It changes nothing.
+func (d *Datapath) pinned(spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
 	if d.pins == nil {
 		return nil, nil
 	}
@@ -173,12 +219,7 @@ func (d *Datapath) takeOver(spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, er
 	if err := d.checkLinks(set); err != nil {
 		return nil, err
 	}
-	old, err := d.pins.maps(wanted)
-	if err != nil {
-		return nil, err
-	}
-	d.resumed = true
-	return old, nil
+	return d.pins.maps(spec.Maps)
 }
 
 // Resumed tells whether the maps were an earlier process's.
@@ -408,11 +449,10 @@ type ProgramStats struct {
 // costs every program of the machine some tens of nanoseconds a run; Runs is 0 where it never was.
 func (d *Datapath) ProgramStats() ([]ProgramStats, error) {
 	var all []ProgramStats
-	for _, p := range append(d.meshPrograms(), []namedProgram{
+	for _, p := range append(append(d.meshPrograms(), d.tracePrograms()...), []namedProgram{
 		{"mesh_connect4", d.either(d.objects.MeshConnect4, d.objects.MeshConnect4InMesh)},
 		{"mesh_connect6", d.either(d.objects.MeshConnect6, d.objects.MeshConnect6InMesh)},
 		{"mesh_sockops", d.either(d.objects.MeshSockops, d.objects.MeshSockopsInMesh)},
-		{"mesh_state", d.objects.MeshState},
 		{sweepProgram, d.objects.MeshSweep},
 	}...) {
 		stats, err := p.program.Stats()

@@ -138,9 +138,6 @@ func haveBPFFS() error {
 	return nil
 }
 
-// Verify tells whether this kernel takes the programs.
-func Verify() error { return verify() }
-
 // verify loads the programs with the smallest ring and throws them away.
 func verify() error {
 	spec, err := bpf.Spec()

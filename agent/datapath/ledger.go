@@ -22,7 +22,7 @@ type Counted = bpf.Counted
 type Logged = bpf.Logged
 
 // Ledger is what one agent leaves the next, in memory that outlives both. Its methods are of one goroutine each: SetCounted of the reader's, SetLogged
-// of the log's; others before and after these work.
+// of the log's, others before and after these work; but for those that say otherwise.
 type Ledger struct {
 	mu       sync.Mutex // so that nobody writes to memory that is gone
 	memory   []byte
@@ -34,6 +34,7 @@ type Ledger struct {
 	counted Counted
 	logged  Logged
 	agents  uint64
+	meshGen uint64
 	stopped bool
 	version string
 	alive   uint64
@@ -57,6 +58,7 @@ func openLedger(ledger, watchdog *ebpf.Map) (_ *Ledger, err error) {
 	l.page, l.watchdog = (*bpf.Ledger)(unsafe.Pointer(&l.memory[0])), (*bpf.Watchdog)(unsafe.Pointer(&l.watched[0]))
 	l.counted = l.page.Counted[atomic.LoadUint64(&l.page.CountedNumber)&1]
 	l.logged = l.page.Logged[atomic.LoadUint64(&l.page.LoggedNumber)&1]
+	l.meshGen = l.page.Generation
 	l.agents, l.stopped, l.alive = l.page.Agents, l.page.Stopped != 0, atomic.LoadUint64(&l.watchdog.AliveNs)
 	l.version = text(l.page.Version[:])
 	l.alone = time.Duration(Monotonic() - l.alive)
@@ -92,7 +94,6 @@ func (l *Ledger) begin(version string) {
 	l.page.Agents = l.agents + 1
 	l.page.AgentPid = uint64(os.Getpid())
 	l.page.Stopped = 0
-	l.page.BeganNs = Monotonic()
 	l.page.Version = [64]uint8{}
 	copy(l.page.Version[:len(l.page.Version)-1], version)
 }
@@ -117,6 +118,18 @@ func Monotonic() uint64 {
 // before. All of it is 0 for the first.
 func (l *Ledger) Before() (counted Counted, logged Logged, stopped bool, agents uint64) {
 	return l.counted, l.logged, l.stopped, l.agents
+}
+
+// GenerationBefore is that of the mesh which the agent before put in force last, or was about to; 0 without one.
+func (l *Ledger) GenerationBefore() uint64 { return l.meshGen }
+
+// SetGeneration notes that of the mesh which is put in force next. Safe for concurrent use.
+func (l *Ledger) SetGeneration(generation uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.page != nil {
+		l.page.Generation = generation
+	}
 }
 
 // VersionBefore is that of the agent before.

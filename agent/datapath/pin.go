@@ -17,9 +17,6 @@ import (
 	"github.com/sidelight-mesh/sidelight/bpf"
 )
 
-// PinDirectory is where what outlives an agent is pinned, unless the configuration says otherwise.
-const PinDirectory = BPFFS + "/sidelight"
-
 // pins is a directory in bpffs, and in it a set of maps with the links of the programs that work with them:
 //
 //	DIR/                    locked by the agent that attends to it
@@ -156,43 +153,55 @@ func (p *pins) content(set string) (maps, links []string, err error) {
 	return maps, links, nil
 }
 
-// find returns the set that is in force, and removes what a start left that did not get far. "" if there is none.
+// find returns the set that is in force; "" if there is none.
 func (p *pins) find() (string, error) {
 	sets, err := p.sets()
 	if err != nil {
 		return "", err
 	}
-	var attached []string
+	inForce := ""
 	for _, set := range sets {
 		_, links, err := p.content(set)
 		if err != nil {
 			return "", err
 		}
-		if len(links) > 0 {
-			attached = append(attached, set)
+		if len(links) == 0 {
+			continue
 		}
+		if inForce != "" {
+			return "", &PinError{p.dir, "it has more than one set of programs that are attached", uninstallRemedy}
+		}
+		inForce = set
 	}
-	if len(attached) > 1 {
-		return "", &PinError{p.dir, fmt.Sprintf("it has %d sets of programs that are attached", len(attached)), uninstallRemedy}
+	return inForce, nil
+}
+
+// clear removes what a start left that did not get far.
+func (p *pins) clear() error {
+	inForce, err := p.find()
+	if err != nil {
+		return err
+	}
+	sets, err := p.sets()
+	if err != nil {
+		return err
 	}
 	for _, set := range sets {
-		if !slices.Contains(attached, set) {
-			if err := p.removeSet(set); err != nil {
-				return "", err
-			}
+		if set == inForce {
+			continue
+		}
+		if err := p.removeSet(set); err != nil {
+			return err
 		}
 	}
-	if len(attached) == 0 {
-		return "", nil
-	}
-	return attached[0], nil
+	return nil
 }
 
 // use makes a set the one that pins go to.
 func (p *pins) use(set string) { p.set = filepath.Join(p.dir, set) }
 
-// maps opens the maps of the set, which are those of a layout.
-func (p *pins) maps(l layout) (found map[string]*ebpf.Map, err error) {
+// maps opens the maps of the set, which are to be those of a layout, as the specs have them.
+func (p *pins) maps(specs map[string]*ebpf.MapSpec) (found map[string]*ebpf.Map, err error) {
 	found = make(map[string]*ebpf.Map)
 	defer func() {
 		if err != nil {
@@ -200,7 +209,10 @@ func (p *pins) maps(l layout) (found map[string]*ebpf.Map, err error) {
 			found = nil
 		}
 	}()
-	for _, name := range slices.Sorted(maps.Keys(l)) {
+	for _, name := range slices.Sorted(maps.Keys(specs)) {
+		if !lasting(name) {
+			continue
+		}
 		path := filepath.Join(p.set, mapPrefix+name)
 		m, err := ebpf.LoadPinnedMap(path, nil)
 		if errors.Is(err, os.ErrNotExist) {
@@ -213,6 +225,9 @@ func (p *pins) maps(l layout) (found map[string]*ebpf.Map, err error) {
 			return found, fmt.Errorf("open pinned map %s: %w; if it is damaged, take all off with: sidelight uninstall", path, err)
 		}
 		found[name] = m
+		if err := specs[name].Compatible(m); err != nil {
+			return found, &PinError{path, "it is another map than programs that are attached work with: " + err.Error(), uninstallRemedy}
+		}
 	}
 	return found, nil
 }
@@ -303,6 +318,14 @@ func (p *pins) removeSet(set string) error {
 		return fmt.Errorf("remove directory of pins: %w", err)
 	}
 	return nil
+}
+
+// leave removes a directory in which nothing is pinned.
+func (p *pins) leave() error {
+	if sets, err := p.sets(); err != nil || len(sets) > 0 {
+		return nil
+	}
+	return p.remove()
 }
 
 // remove unpins everything, and removes the directory.

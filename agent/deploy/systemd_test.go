@@ -5,7 +5,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -116,10 +118,22 @@ func TestUnitPaths(t *testing.T) {
 	}
 }
 
-// handover is how long an agent that another takes over from may take, as takeover.go has it.
-const handover = 30 * time.Second
+// handoverTime is how long an agent that another takes over from may take.
+func handoverTime(t *testing.T) time.Duration {
+	t.Helper()
+	m := regexp.MustCompile(`(?m)^const handoverTime = (\d+) \* time\.Second$`).FindStringSubmatch(read(t, "../cmd/sidelight/takeover.go"))
+	if m == nil {
+		t.Fatal("takeover.go has no handoverTime")
+	}
+	seconds, err := strconv.Atoi(m[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(seconds) * time.Second
+}
 
 func TestUnitTimes(t *testing.T) {
+	handover := handoverTime(t)
 	values, c := parseUnit(t, service), loaded(t, configuration)
 	mesh := parseUnit(t, dropIn)
 	// systemd's "2min" is Go's 2m.

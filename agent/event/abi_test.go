@@ -152,6 +152,7 @@ func TestConstants(t *testing.T) {
 		{"no verdict", uint8(connection.VerdictNone), bpf.VerdictNone},
 		{"allow", uint8(connection.VerdictAllow), bpf.VerdictAllow},
 		{"deny", uint8(connection.VerdictDeny), bpf.VerdictDeny},
+		{"unattended", uint8(connection.VerdictUnattended), bpf.VerdictUnattended},
 		{"no rule", uint16(connection.NoRule), bpf.NoRule},
 		{"the number of reasons", uint8(connection.ReasonCount), bpf.ReasonCount},
 		// Stats counts by kind, so it needs room for each.

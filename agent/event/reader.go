@@ -130,16 +130,6 @@ func (r *Reader) Pending() int {
 	return int(r.ring.written() - r.position.Load())
 }
 
-// Held returns how many bytes in the ring are read and not handed on yet. Safe for concurrent use.
-func (r *Reader) Held() int {
-	r.open.RLock()
-	defer r.open.RUnlock()
-	if r.ring == nil {
-		return 0
-	}
-	return int(r.position.Load() - r.ring.released())
-}
-
 // Close ends a Run and frees the ring's mapping. Safe twice.
 func (r *Reader) Close() error {
 	_ = r.wake.Close() // twice is no harm

@@ -29,10 +29,10 @@ func (a *indices) take() (index uint32, fresh bool) {
 	return index, false
 }
 
-// occupy makes everything free that is not in use.
-func (a *indices) occupy(used map[uint32]bool) {
-	a.last, a.free = a.most, nil
-	for i := uint32(1); i <= a.most; i++ {
+// occupy makes everything free that is not in use. All up to last may have been used before: the others come first.
+func (a *indices) occupy(used map[uint32]bool, last uint32) {
+	a.last, a.free = last, nil
+	for i := uint32(1); i <= last; i++ {
 		if !used[i] {
 			a.free = append(a.free, i)
 		}

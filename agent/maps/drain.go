@@ -88,7 +88,7 @@ func (r *Reconciler) Verdicts() ([]VerdictCount, error) {
 		sums[key] = count
 	}
 	for key, count := range all {
-		if set := sets[key.PolicySet]; set != nil {
+		if set := sets[key.PolicySet]; set != nil && !set.unknown {
 			sums[r.verdict(set, key)] += count
 		}
 	}

@@ -135,7 +135,7 @@ func (d *drift) service(want *Service, all *held) {
 		what := fmt.Sprintf("%s endpoint %v %v backend %d", name, w.Endpoint, w.Address, b.index)
 		is(d, what, h, bpf.Backend{
 			Addr: as16(w.Address.Addr()), Port: w.Address.Port(), Tag: b.tag, Workload: d.r.workloads[workloadKey{name: w.Workload}].at(), Weight: w.Weight,
-			Service: state.id,
+			Service: state.id, Name: hashName(seedEndpoint, w.Endpoint),
 		})
 	}
 	d.limit(name, want.Limit)
@@ -154,6 +154,7 @@ func (d *drift) service(want *Service, all *held) {
 		is(d, fmt.Sprintf("%s table %d", what, index), t, bpf.Table{
 			Generation: t.Generation, Service: state.id, Algorithm: w.Algorithm, FirstSlot: p.table.slots.start, Size: w.Size,
 			Limit: d.r.limits["service "+want.Name.String()].atIf(want.Limit), Pool: p.index,
+			Name: hashName(seedService, want.Name), Port: uint32(w.Port), Ipv6: toWord(w.IPv6),
 		})
 		d.slots(what, state, w, p.table.slots)
 	}
@@ -217,6 +218,7 @@ func (d *drift) workload(want *Workload, all *held) {
 	d.limit(name, want.Limit)
 	is(d, name, loadWorkload(&r.m.Workloads[state.index]), bpf.Workload{
 		PolicySet: set.at(), Source: r.classes[want.Class], Limit: r.limits[name].atIf(want.Limit), Affinity: want.Affinity, Flags: want.flags(),
+		Name: want.key().hash(), Class: want.Class.hash(),
 	})
 }
 
@@ -227,10 +229,7 @@ func (d *drift) set(want *PolicySet, classes []Class, all *held) {
 		d.addf("policy set of %v: was not applied", want.Rules)
 		return
 	}
-	is(d, fmt.Sprintf("policy set %d", state.index), r.m.PolicySets[state.index], bpf.PolicySet{
-		Generation: state.generation, Deny: want.Deny, Allow: want.Allow, DryDeny: want.DryDeny, DryAllow: want.DryAllow, Blocks: want.ByAddress,
-		HasAllow: toWord(want.HasAllow), HasDryAllow: toWord(want.HasDryAllow),
-	})
+	is(d, fmt.Sprintf("policy set %d", state.index), r.m.PolicySets[state.index], want.value(state.generation))
 	all.sources[bpf.PolicySource{Set: state.index, Source: bpf.SourceOther}] = want.Other
 	for c, rules := range want.sources(classes) {
 		all.sources[bpf.PolicySource{Set: state.index, Source: r.classes[c]}] = rules
@@ -253,12 +252,16 @@ func familyText(ipv6 bool) string {
 // What is changed in place is read word by word.
 
 func loadBackend(b *bpf.Backend) bpf.Backend {
-	return bpf.Backend{Addr: b.Addr, Port: b.Port, Tag: b.Tag, Workload: atomic.LoadUint32(&b.Workload), Weight: atomic.LoadUint32(&b.Weight), Service: b.Service}
+	return bpf.Backend{
+		Addr: b.Addr, Port: b.Port, Tag: b.Tag, Workload: atomic.LoadUint32(&b.Workload), Weight: atomic.LoadUint32(&b.Weight),
+		Service: atomic.LoadUint32(&b.Service), Name: b.Name,
+	}
 }
 
 func loadWorkload(w *bpf.Workload) bpf.Workload {
 	return bpf.Workload{
 		PolicySet: atomic.LoadUint32(&w.PolicySet), Source: w.Source, Limit: atomic.LoadUint32(&w.Limit), Affinity: w.Affinity, Flags: w.Flags,
+		Name: w.Name, Class: w.Class,
 	}
 }
 

@@ -32,6 +32,30 @@ func hashName(seed byte, n model.Name) uint64 {
 	return newHash(seed).string(n.Namespace).byte('/').string(n.Name).sum()
 }
 
+// Seeds of hashes that stand in the kernel's maps for a name: agents of other versions look for the same. They are not maglev's.
+const (
+	seedService byte = iota + 16
+	seedEndpoint
+	seedWorkload
+	seedBypass
+	seedClass
+)
+
+func (k workloadKey) hash() uint64 {
+	if k.alone {
+		return hashName(seedBypass, k.name)
+	}
+	return hashName(seedWorkload, k.name)
+}
+
+// hash is 0 for the class of those that nobody knows only.
+func (c Class) hash() uint64 {
+	if c == (Class{}) {
+		return 0
+	}
+	return max(newHash(seedClass).string(c.Namespace).byte(0).string(c.Identity).sum(), 1)
+}
+
 // affinity is of an address in 32 bits, never 0.
 func affinity(a netip.Addr) uint32 {
 	h := newHash(0)

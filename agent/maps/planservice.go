@@ -89,7 +89,7 @@ func (p *plan) table(slots uint32) (tableState, error) {
 // pool returns the one that a service has for a port in a family.
 func (s *serviceState) pool(want *Pool) *poolState {
 	for _, p := range s.pools {
-		if !p.left && p.want.IPv6 == want.IPv6 && p.want.Port == want.Port {
+		if p.want.IPv6 == want.IPv6 && p.want.Port == want.Port {
 			return p
 		}
 	}

@@ -352,51 +352,19 @@ func (w *world) cgroup(c *tree) {
 	}
 }
 
-// failing fails some of the changes of a hash, after half of them is done.
-type failing[K comparable, V any] struct {
-	Hash[K, V]
-	fail func() bool
-}
-
-var errInjected = errors.New("injected")
-
-func (f failing[K, V]) Put(keys []K, values []V) error {
-	if f.fail() {
-		_ = f.Hash.Put(keys[:len(keys)/2], values)
-		return errInjected
-	}
-	return f.Hash.Put(keys, values)
-}
-
-func (f failing[K, V]) Delete(keys []K) error {
-	if f.fail() {
-		_ = f.Hash.Delete(keys[:len(keys)/2])
-		return errInjected
-	}
-	return f.Hash.Delete(keys)
-}
-
 // TestApplyFails lets the kernel fail at random places: what was there before is in force, or parts of both are, and the next Apply does the rest.
 func TestApplyFails(t *testing.T) {
 	for seed := range uint64(10) {
 		w := newWorld(seed)
 		on := false
-		fail := func() bool { return on && w.IntN(3) == 0 }
 		cgroups := &tree{ids: make(map[string]uint64)}
 		m := NewMemory(w.sizes())
-		m.Frontends = failing[bpf.Frontend, uint32]{m.Frontends, fail}
-		m.Addresses = failing[bpf.Address, uint32]{m.Addresses, fail}
-		m.Cgroups = failing[uint64, uint32]{m.Cgroups, fail}
-		m.PolicySources = failing[bpf.PolicySource, bpf.Rules]{m.PolicySources, fail}
-		m.PolicyBlocks = failing[bpf.PolicyBlock, bpf.Rules]{m.PolicyBlocks, fail}
-		m.PolicyPorts = failing[bpf.PolicyPort, bpf.Rules]{m.PolicyPorts, fail}
-		m.LimitStates = failing[uint32, bpf.LimitState]{m.LimitStates, fail}
-		m.Grace = func() error {
-			if fail() {
-				return errInjected
+		meddle(m, func(elements int) (int, error) {
+			if on && w.IntN(3) == 0 {
+				return elements / 2, errInjected
 			}
-			return nil
-		}
+			return elements, nil
+		})
 		r := reconcilerOf(t, m, w.sizes(), cgroups)
 		var last *Mesh
 		failures, partly := 0, 0

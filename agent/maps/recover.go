@@ -5,189 +5,168 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strconv"
+	"time"
 
 	"github.com/sidelight-mesh/sidelight/agent/model"
 	"github.com/sidelight-mesh/sidelight/bpf"
 )
 
 // Recover makes a new Reconciler know what an earlier one left in the maps, wherever that was when it ended, so that the first Apply changes what is
-// other than wanted and nothing else. The maps hold no names: what is there is recognised by the mesh that is to be applied next. A service is one
-// of whose frontends leads to a pool, a backend is a service's by address, a workload is one by a cgroup or an address, a limit is its owner's, a list of
-// policies is one that says the same. What nobody is recognised in has no name, and goes with Apply: connections that count against it drain.
+// other than wanted and nothing else. What is there is known again by hashes of names; the names are those of the mesh that is to be applied next, and of
+// those that the earlier one had in force or was about to. What has none there is called "?", and goes with Apply: connections that count against it drain.
+// While there is such a thing, and until Apply returns, policies may not know who somebody is who they should know.
 //
-// It is called before the first Apply, and writes only what nothing refers to.
-func (r *Reconciler) Recover(mesh *Mesh) error {
+// It is called before the first Apply, and writes only what nothing refers to, and who somebody is to policies that lack it.
+func (r *Reconciler) Recover(next *Mesh, before ...*Mesh) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c := recovery{r: r, mesh: mesh, now: kernelContent{}}
-	if err := c.now.read(r.m); err != nil {
+	c := recovery{
+		r: r, meshes: append([]*Mesh{next}, before...), limits: make(map[uint32]*limitState), sets: make(map[uint32]*setState),
+		backends: make(map[backendName][]backendKnown), numbers: make(indexSet),
+	}
+	if err := c.recover(); err != nil {
 		return fmt.Errorf("recover what an earlier agent left: %w", err)
 	}
-	c.pools()
-	c.recoverServices()
-	c.dropServices()
-	c.recoverWorkloads()
-	c.dropWorkloads()
-	c.recoverSets()
-	if err := c.recoverLimits(); err != nil {
-		return fmt.Errorf("recover what an earlier agent left: %w", err)
-	}
-	if err := c.strayEntries(); err != nil {
-		return fmt.Errorf("recover what an earlier agent left: %w", err)
-	}
-	c.allocate()
-	r.frontends, r.addresses, r.cgroups = c.now.frontends, c.now.addresses, c.now.cgroups
-	r.recovered = true
 	return nil
 }
 
-// LastGeneration is the highest that anything in the maps is of.
-func (r *Reconciler) LastGeneration() uint64 {
-	var last uint64
-	for i := range r.m.Pools {
-		if table := r.m.Pools[i].Table; table != 0 {
-			last = max(last, r.m.Tables[table].Generation)
-		}
-	}
-	for i := range r.m.PolicySets {
-		last = max(last, r.m.PolicySets[i].Generation)
-	}
-	return last
-}
-
-// kernelContent is a copy of the hashes.
-type kernelContent struct {
-	frontends map[bpf.Frontend]uint32
-	addresses map[bpf.Address]uint32
-	cgroups   map[uint64]uint32
-	sources   map[bpf.PolicySource]bpf.Rules
-	blocks    map[bpf.PolicyBlock]bpf.Rules
-	ports     map[bpf.PolicyPort]bpf.Rules
-}
-
-func (k *kernelContent) read(m *Maps) (err error) {
-	if k.frontends, err = m.Frontends.All(); err != nil {
-		return err
-	}
-	if k.addresses, err = m.Addresses.All(); err != nil {
-		return err
-	}
-	if k.cgroups, err = m.Cgroups.All(); err != nil {
-		return err
-	}
-	if k.sources, err = m.PolicySources.All(); err != nil {
-		return err
-	}
-	if k.blocks, err = m.PolicyBlocks.All(); err != nil {
-		return err
-	}
-	k.ports, err = m.PolicyPorts.All()
-	return err
-}
-
 type recovery struct {
-	r    *Reconciler
-	mesh *Mesh
-	now  kernelContent
+	r      *Reconciler
+	meshes []*Mesh // of two that know the same, the first is right
+	have   held
 
-	live     map[uint32]bool // pools that lead to a table
-	services map[uint32]*serviceState
-	backends map[uint32][]uint32 // indices by the id of their service
-	sets     map[uint32]*setState
-	limits   map[uint32]*limitState
+	backends map[backendName][]backendKnown
+	numbers  indexSet // of classes, and 0
+	missing  entries
+	limits   map[uint32]*limitState // by index
+	sets     map[uint32]*setState   // by index
 }
 
-// nameless is the name of what nobody is recognised in. No file can give anything such a name.
+func (c *recovery) recover() (err error) {
+	// The earlier agent may have ended before programs did that hold what it freed.
+	if err := c.r.m.Grace(); err != nil {
+		return err
+	}
+	if c.have, err = c.r.m.read(); err != nil {
+		return err
+	}
+	c.services()
+	c.workloads()
+	c.policies()
+	if err := c.drainingLimits(); err != nil {
+		return err
+	}
+	if err := c.strayEntries(); err != nil {
+		return err
+	}
+	c.allocate()
+	c.r.frontends, c.r.addresses, c.r.cgroups = c.have.frontends, c.have.addresses, c.have.cgroups
+	c.r.recovered = true
+	return nil
+}
+
+// backendName is what a backend has of its name in the maps.
+type backendName struct {
+	endpoint uint64
+	address  netip.AddrPort
+}
+
+type backendKnown struct {
+	key          backendKey
+	drainTimeout time.Duration
+}
+
+// nameless is the name of what has none in the mesh. No file can give anything such a name.
 func nameless(kind string, index uint32) model.Name {
-	return model.Name{Name: "\x00" + kind + " " + strconv.FormatUint(uint64(index), 10)}
+	return model.Name{Namespace: "?", Name: fmt.Sprint(kind, "-", index)}
 }
 
-// pools looks at what is in use of the arrays.
-func (c *recovery) pools() {
-	m := c.r.m
-	c.live, c.services, c.backends = make(map[uint32]bool), make(map[uint32]*serviceState), make(map[uint32][]uint32)
-	c.limits = make(map[uint32]*limitState)
-	for i := range m.Pools {
-		if m.Pools[i].Table != 0 {
-			c.live[uint32(i)] = true
+func (c *recovery) services() {
+	r := c.r
+	names := make(map[uint64]model.Name)
+	for _, mesh := range c.meshes {
+		for _, service := range mesh.Services {
+			names[hashName(seedService, service.Name)] = service.Name
+			for i := range service.Backends {
+				b := &service.Backends[i]
+				name := backendName{hashName(seedEndpoint, b.Endpoint), b.Address}
+				c.backends[name] = append(c.backends[name], backendKnown{backendKey{service.Name, b.Endpoint, b.Address}, service.DrainTimeout})
+			}
 		}
 	}
-	for i := range m.Backends {
-		c.r.tags[i] = m.Backends[i].Tag
-		if id := m.Backends[i].Service; id != 0 {
-			c.backends[id] = append(c.backends[id], uint32(i))
-			c.r.lastID = max(c.r.lastID, id)
+	backends := make(map[uint32][]uint32) // by the id of their service
+	for i := range r.m.Backends {
+		b := &r.m.Backends[i]
+		r.tags[i] = b.Tag
+		r.lastID = max(r.lastID, b.Service)
+		if b.Service != 0 {
+			backends[b.Service] = append(backends[b.Service], uint32(i))
 		}
 	}
-}
-
-func (c *recovery) recoverServices() {
-	for _, want := range c.mesh.Services {
-		s := &serviceState{name: want.Name}
-		indices := make([]uint32, len(want.Pools)) // into pools, of want.Pools
-		for _, f := range want.Frontends {
-			index := c.now.frontends[frontendKey(f.Address)]
-			if indices[f.Pool] != 0 || !c.live[index] {
-				continue
-			}
-			id := c.r.m.Tables[c.r.m.Pools[index].Table].Service
-			if s.id == 0 && c.services[id] == nil {
-				s.id = id
-			}
-			if id == s.id && !slices.Contains(indices, index) {
-				indices[f.Pool] = index
-			}
-		}
-		if s.id == 0 {
+	for i := range r.m.Tables {
+		r.lastID = max(r.lastID, r.m.Tables[i].Service)
+	}
+	byID := make(map[uint32]*serviceState)
+	for i := range r.m.Pools {
+		table := r.m.Pools[i].Table
+		if table == 0 {
 			continue
 		}
-		c.addService(s, want)
-		for i, index := range indices {
-			if index != 0 {
-				c.addPool(s, index, want.Pools[i].IPv6, want.Pools[i].Port)
+		t := &r.m.Tables[table]
+		s := byID[t.Service]
+		if s == nil {
+			s = c.service(t.Service, names[t.Name], backends[t.Service])
+			byID[t.Service] = s
+			delete(backends, t.Service)
+		}
+		c.pool(s, uint32(i), t)
+	}
+	// Those of services without a pool drained when the earlier agent ended.
+	now := r.o.Now()
+	for id, indices := range backends {
+		for _, b := range c.backendsOf(nameless("service", id), indices) {
+			b.gone, b.since = true, now
+			r.draining[b.key] = b
+		}
+	}
+}
+
+// service recovers one with its backends; name: the zero value if no mesh has it.
+func (c *recovery) service(id uint32, name model.Name, backends []uint32) *serviceState {
+	if name == (model.Name{}) || c.r.services[name] != nil {
+		name = nameless("service", id)
+	} else {
+		c.r.names.setService(id, name)
+	}
+	s := &serviceState{name: name, id: id, compiled: new(Service), backends: c.backendsOf(name, backends)}
+	c.r.services[name] = s
+	return s
+}
+
+// backendsOf recovers those of a service. Of two that are the same the first has the name, and the other drains.
+func (c *recovery) backendsOf(service model.Name, indices []uint32) []*backendState {
+	states := make([]*backendState, 0, len(indices))
+	taken := make(map[backendKey]bool)
+	for _, index := range indices {
+		b := &c.r.m.Backends[index]
+		name := backendName{b.Name, netip.AddrPortFrom(netip.AddrFrom16(b.Addr).Unmap(), b.Port)}
+		state := &backendState{key: backendKey{service, nameless("endpoint", index), name.address}, index: index, tag: b.Tag, weight: b.Weight}
+		for i, known := range c.backends[name] {
+			if i == 0 {
+				state.timeout = known.drainTimeout
+			}
+			if known.key.service == service && !taken[known.key] {
+				state.key, state.timeout = known.key, known.drainTimeout
+				break
 			}
 		}
+		taken[state.key] = true
+		states = append(states, state)
 	}
+	return states
 }
 
-// addService gives a service its id and its backends; want: what they are to be recognised by.
-func (c *recovery) addService(s *serviceState, want *Service) {
-	r := c.r
-	s.compiled = &Service{Name: s.name}
-	c.services[s.id] = s
-	r.services[s.name] = s
-	r.lastID = max(r.lastID, s.id)
-	names := make(map[netip.AddrPort][]model.Name)
-	for i := range want.Backends {
-		b := &want.Backends[i]
-		names[b.Address] = append(names[b.Address], b.Endpoint)
-	}
-	if s.name == want.Name {
-		r.names.setService(s.id, s.name)
-	}
-	for _, index := range c.backends[s.id] {
-		b := c.backend(s.name, index)
-		if of := names[b.key.address]; len(of) > 0 {
-			b.key.endpoint, names[b.key.address] = of[0], of[1:]
-		}
-		s.backends = append(s.backends, b)
-	}
-	delete(c.backends, s.id)
-}
-
-func (c *recovery) backend(service model.Name, index uint32) *backendState {
-	b := &c.r.m.Backends[index]
-	return &backendState{
-		key:   backendKey{service, nameless("endpoint", index), netip.AddrPortFrom(netip.AddrFrom16(b.Addr).Unmap(), b.Port)},
-		index: index, tag: b.Tag, weight: b.Weight,
-	}
-}
-
-func (c *recovery) addPool(s *serviceState, index uint32, ipv6 bool, port uint16) *poolState {
-	m := c.r.m
-	delete(c.live, index)
-	t := &m.Tables[m.Pools[index].Table]
+func (c *recovery) pool(s *serviceState, index uint32, t *bpf.Table) {
 	slots := t.Size
 	if t.Algorithm == bpf.Random || t.Algorithm == bpf.LeastConnections {
 		slots *= 2
@@ -196,22 +175,21 @@ func (c *recovery) addPool(s *serviceState, index uint32, ipv6 bool, port uint16
 	for i, b := range s.backends {
 		at[b.index] = i
 	}
-	pool := &Pool{IPv6: ipv6, Port: port, Algorithm: t.Algorithm, Size: t.Size, Slots: make([]uint64, slots)}
-	for i := range pool.Slots {
-		slot := m.Slots[int(t.FirstSlot)+i]
+	have := &Pool{IPv6: t.Ipv6 != 0, Port: uint16(t.Port), Algorithm: t.Algorithm, Size: t.Size, Slots: make([]uint64, slots)}
+	for i := range have.Slots {
+		slot := c.r.m.Slots[int(t.FirstSlot)+i]
 		number, ok := at[uint32(slot)]
 		if !ok { // never, but then this is not the table that is wanted
-			number, pool.Algorithm = 0, ^uint32(0)
+			number, have.Algorithm = 0, ^uint32(0)
 		}
-		pool.Slots[i] = slot&^always | uint64(number)
+		have.Slots[i] = slot&^always | uint64(number)
 	}
-	state := &poolState{index: index, table: tableState{index: m.Pools[index].Table, slots: span{t.FirstSlot, slots}}, want: pool}
+	state := &poolState{index: index, table: tableState{index: c.r.m.Pools[index].Table, slots: span{t.FirstSlot, slots}}, want: have}
 	if t.Limit != 0 {
 		state.limit = c.limit(t.Limit, "service", s.name)
 		s.limit = state.limit
 	}
 	s.pools = append(s.pools, state)
-	return state
 }
 
 // limit returns the one at an index, whose owner is who asks first; nil if that was another. Who moved from one index to another when the earlier
@@ -234,208 +212,169 @@ func (c *recovery) limit(index uint32, kind string, owner model.Name) *limitStat
 	return l
 }
 
-// dropServices keeps what is left for Apply to drop.
-func (c *recovery) dropServices() {
+func (c *recovery) workloads() {
 	r := c.r
-	for _, index := range slices.Sorted(maps.Keys(c.live)) {
-		id := r.m.Tables[r.m.Pools[index].Table].Service
-		s := c.services[id]
-		if s == nil {
-			s = &serviceState{name: nameless("service", id), id: id}
-			c.addService(s, new(Service))
-		}
-		c.addPool(s, index, false, 0).left = true
-	}
-	// Those of services without a pool drained when the earlier agent ended.
-	now := r.o.Now()
-	for id, indices := range c.backends {
-		for _, index := range indices {
-			b := c.backend(nameless("service", id), index)
-			b.gone, b.since = true, now
-			r.draining[b.key] = b
-		}
-	}
-}
-
-func (c *recovery) recoverWorkloads() {
-	r := c.r
-	taken := make(map[uint32]bool)
-	numbers := make(map[uint32]Class) // who has a class
-	for _, want := range c.mesh.Workloads {
-		index := c.workload(want)
-		if index == 0 || taken[index] {
-			continue
-		}
-		taken[index] = true
-		have := &r.m.Workloads[index]
-		w := &Workload{Name: want.Name, Alone: want.Alone, Class: want.Class, Affinity: have.Affinity, Bypass: have.Flags&bpf.WorkloadBypass != 0}
-		if !c.class(numbers, want.Class, have.Source) {
-			w.Class = Class{Identity: nameless("class", have.Source).Name} // so that it does not keep its index
-		}
-		c.addWorkload(want.key(), w, index)
-	}
-}
-
-// workload finds one by its cgroup, and else by an address.
-func (c *recovery) workload(want *Workload) uint32 {
-	if want.Cgroup != "" {
-		if found, err := c.r.resolve(want.Cgroup); err == nil {
-			if index := c.now.cgroups[found.id]; index != 0 {
-				return index
+	wanted, classes := make(map[uint64]*Workload), make(map[uint64]Class)
+	for _, mesh := range c.meshes {
+		for _, w := range mesh.Workloads {
+			if hash := w.key().hash(); wanted[hash] == nil {
+				wanted[hash] = w
 			}
 		}
-	}
-	for _, a := range want.Addresses {
-		if index := c.now.addresses[bpf.Address{Addr: as16(a)}]; index != 0 {
-			return index
+		for _, class := range mesh.Classes {
+			classes[class.hash()] = class
 		}
 	}
-	return 0
+	numbers := make(map[uint32]Class)
+	numbers[0] = Class{}
+	c.numbers.use(0)
+	// Those that the mesh wants first: limits are theirs.
+	indices := c.liveWorkloads()
+	for _, named := range []bool{true, false} {
+		for _, index := range indices {
+			have := &r.m.Workloads[index]
+			want := wanted[have.Name]
+			if want != nil && r.workloads[want.key()] != nil && r.workloads[want.key()].index != index {
+				want = nil // it was about to move
+			}
+			if (want != nil) != named {
+				continue
+			}
+			number := have.Source
+			class, known := numbers[number]
+			if !known {
+				class = classes[have.Class]
+				if _, taken := r.classes[class]; taken || class == (Class{}) {
+					class = Class{Namespace: "?", Identity: fmt.Sprint(number)}
+				}
+				numbers[number], r.classes[class] = class, number
+				c.numbers.use(number)
+			}
+			w := &Workload{Name: nameless("workload", index), Class: class, Affinity: have.Affinity, Bypass: have.Flags&bpf.WorkloadBypass != 0}
+			if want != nil {
+				w.Name, w.Alone = want.Name, want.Alone
+			}
+			state := &workloadState{compiled: w, index: index, backends: make(map[*backendState]struct{})}
+			if have.Limit != 0 {
+				state.limit = c.limit(have.Limit, "workload", w.Name)
+			}
+			r.workloads[w.key()] = state
+		}
+	}
 }
 
-// class tells whether a number can stand for a class, as it did: neither may have another meaning yet.
-func (c *recovery) class(numbers map[uint32]Class, class Class, number uint32) bool {
-	if class == (Class{}) || number == 0 {
-		return class == (Class{}) && number == 0
+// liveWorkloads are those that something refers to.
+func (c *recovery) liveWorkloads() []uint32 {
+	live := make(map[uint32]bool)
+	for _, index := range c.have.cgroups {
+		live[index] = true
 	}
-	if of, known := numbers[number]; known {
-		return of == class
+	for _, index := range c.have.addresses {
+		live[index] = true
 	}
-	if _, known := c.r.classes[class]; known {
-		return false
+	for i := range c.r.m.Backends {
+		if b := &c.r.m.Backends[i]; b.Service != 0 {
+			live[b.Workload] = true
+		}
 	}
-	numbers[number] = class
-	c.r.classes[class] = number
-	return true
+	delete(live, 0)
+	return slices.Sorted(maps.Keys(live))
 }
 
-func (c *recovery) addWorkload(key workloadKey, w *Workload, index uint32) {
+// policies recognises lists of policies that say the same as those which the workloads that have them are to have.
+func (c *recovery) policies() {
 	r := c.r
-	state := &workloadState{compiled: w, index: index, backends: make(map[*backendState]struct{})}
-	if limit := r.m.Workloads[index].Limit; limit != 0 {
-		state.limit = c.limit(limit, "workload", w.Name)
-	}
-	r.workloads[key] = state
-}
-
-// dropWorkloads keeps for Apply to drop who is left of those that an address, a cgroup or a backend leads to.
-func (c *recovery) dropWorkloads() {
-	r := c.r
-	known := map[uint32]bool{0: true}
 	for _, w := range r.workloads {
-		known[w.index] = true
-	}
-	numbers := make(map[uint32]bool)
-	for _, n := range r.classes {
-		numbers[n] = true
-	}
-	add := func(index uint32) {
-		if known[index] || uint64(index) >= uint64(len(r.m.Workloads)) {
-			return
+		if index := r.m.Workloads[w.index].PolicySet; index != 0 {
+			if c.sets[index] == nil {
+				c.sets[index] = &setState{index: index, generation: r.m.PolicySets[index].Generation, sources: make(map[uint32]bpf.Rules)}
+			}
+			w.set = c.sets[index]
 		}
-		known[index] = true
-		have := &r.m.Workloads[index]
-		w := &Workload{Name: nameless("workload", index), Affinity: have.Affinity, Bypass: have.Flags&bpf.WorkloadBypass != 0}
-		if have.Source != 0 && !numbers[have.Source] {
-			numbers[have.Source] = true
-			w.Class = Class{Identity: nameless("class", have.Source).Name}
-			r.classes[w.Class] = have.Source
-		}
-		c.addWorkload(w.key(), w, index)
-	}
-	for _, index := range c.now.cgroups {
-		add(index)
-	}
-	for _, index := range c.now.addresses {
-		add(index)
-	}
-	for i := range r.m.Backends {
-		if r.m.Backends[i].Service != 0 {
-			add(r.m.Backends[i].Workload)
-		}
-	}
-}
-
-// recoverSets recognises lists of policies by what they say.
-func (c *recovery) recoverSets() {
-	r := c.r
-	c.sets = make(map[uint32]*setState)
-	for _, w := range r.workloads {
-		index := r.m.Workloads[w.index].PolicySet
-		if index == 0 {
-			continue
-		}
-		if c.sets[index] == nil {
-			c.sets[index] = &setState{index: index, generation: r.m.PolicySets[index].Generation, sources: make(map[uint32]bpf.Rules)}
-		}
-		w.set = c.sets[index]
 	}
 	blocks, ports := make(map[uint32][]BlockRules), make(map[uint32][]PortRules)
-	for key, rules := range c.now.sources {
-		if s := c.sets[key.Set]; s != nil {
+	for key, rules := range c.have.sources {
+		if s := c.sets[key.Set]; s != nil && c.isClass(key.Source) {
 			s.sources[key.Source] = rules
 		}
 	}
-	for key, rules := range c.now.blocks {
+	for key, rules := range c.have.blocks {
 		blocks[key.Set] = append(blocks[key.Set], BlockRules{netip.PrefixFrom(netip.AddrFrom16(key.Addr), int(key.PrefixBits)-32), rules})
 	}
-	for key, rules := range c.now.ports {
+	for key, rules := range c.have.ports {
 		ports[key.Set] = append(ports[key.Set], PortRules{uint16(key.Port), rules})
 	}
-	for _, index := range slices.Sorted(maps.Keys(c.sets)) {
-		s := c.sets[index]
-		for _, want := range c.mesh.Sets {
-			if r.sets[want.key] == nil && c.says(s, want, blocks[index], ports[index]) {
-				s.set = want
-				r.names.setRules(index, want.Rules)
-				break
+	type pair struct {
+		index uint32
+		key   string
+	}
+	compared := make(map[pair]bool)
+	for _, mesh := range c.meshes {
+		for _, want := range mesh.Workloads {
+			w := r.workloads[want.key()]
+			if w == nil || w.set == nil || w.set.set != nil || want.Set == nil || r.sets[want.Set.key] != nil {
+				continue
+			}
+			s := w.set
+			if of := (pair{s.index, want.Set.key}); compared[of] {
+				continue
+			} else if compared[of] = true; c.says(s, want.Set, blocks[s.index], ports[s.index]) {
+				s.set = want.Set
+				r.sets[want.Set.key] = s
+				r.names.setRules(s.index, want.Set.Rules)
 			}
 		}
+	}
+	for index, s := range c.sets {
 		if s.set == nil {
 			s.set = &PolicySet{
 				Blocks: blocks[index], Ports: ports[index], key: nameless("set", index).Name, classes: make(map[Class]bpf.Rules), unknown: true,
 			}
+			r.sets[s.set.key] = s
 		}
-		r.sets[s.set.key] = s
 	}
 }
 
-// says tells whether a set in the maps is one that is wanted, bit for bit.
+// says tells whether a set in the maps is one that is wanted, bit for bit, but that it may not know everybody yet. Those that it does not are made known.
 func (c *recovery) says(s *setState, want *PolicySet, blocks []BlockRules, ports []PortRules) bool {
-	have := c.r.m.PolicySets[s.index]
-	have.Generation = 0
-	if have != want.value(0) || len(blocks) != len(want.Blocks) || len(ports) != len(want.Ports) {
+	if c.r.m.PolicySets[s.index] != want.value(s.generation) || len(blocks) != len(want.Blocks) || len(ports) != len(want.Ports) {
 		return false
 	}
 	for _, b := range want.Blocks {
-		if rules, ok := c.now.blocks[blockKey(s.index, b.Block)]; !ok || rules != b.Rules {
+		if rules, ok := c.have.blocks[blockKey(s.index, b.Block)]; !ok || rules != b.Rules {
 			return false
 		}
 	}
 	for _, p := range want.Ports {
-		if rules, ok := c.now.ports[bpf.PolicyPort{Set: s.index, Port: uint32(p.Port)}]; !ok || rules != p.Rules {
+		if rules, ok := c.have.ports[bpf.PolicyPort{Set: s.index, Port: uint32(p.Port)}]; !ok || rules != p.Rules {
 			return false
 		}
 	}
-	expected := map[uint32]bpf.Rules{bpf.SourceOther: want.Other}
-	enter := func(class Class, number uint32) {
-		if rules := want.Source(class); rules != want.Other {
-			expected[number] = rules
+	expected := &setState{index: s.index, set: want, sources: map[uint32]bpf.Rules{bpf.SourceOther: want.Other}}
+	expected.enter(Class{}, 0)
+	for class, number := range c.r.classes {
+		expected.enter(class, number)
+	}
+	for number, rules := range s.sources {
+		if expected.sources[number] != rules {
+			return false
 		}
 	}
-	enter(Class{}, 0)
-	for class, number := range c.r.classes {
-		enter(class, number)
+	for number, rules := range expected.sources {
+		if _, ok := s.sources[number]; !ok {
+			c.missing.addSource(s, number, rules)
+			s.sources[number] = rules
+		}
 	}
-	return maps.Equal(s.sources, expected)
+	return true
 }
 
-// recoverLimits finds those that only connections are left of.
-func (c *recovery) recoverLimits() error {
+// drainingLimits finds those that only connections are left of.
+func (c *recovery) drainingLimits() error {
 	r := c.r
 	for i := 1; i < len(r.m.Limits); i++ {
 		index := uint32(i)
-		if c.limits[index] != nil {
+		if c.limits[index] != nil || r.m.Limits[i] == (bpf.Limit{}) { // nobody had it ever
 			continue
 		}
 		state, ok, err := r.m.LimitStates.Get(index)
@@ -443,26 +382,32 @@ func (c *recovery) recoverLimits() error {
 			return err
 		}
 		if ok && (state.Counts.Open != 0 || state.Counts.Connecting != 0) {
-			c.limit(index, "?", nameless("limit", index)).gone = true
+			c.limit(index, "limit", nameless("limit", index)).gone = true
 		}
 	}
 	return nil
 }
 
-// strayEntries deletes what belongs to sets that nothing refers to: the earlier agent ended between one step and the next.
+func (c *recovery) isClass(number uint32) bool { return number == bpf.SourceOther || c.numbers[number] }
+
+// strayEntries deletes what belongs to sets and classes that nothing refers to, and writes what lacks: the earlier agent ended between one step and the
+// next.
 func (c *recovery) strayEntries() error {
+	if err := c.missing.put(c.r.m); err != nil {
+		return err
+	}
 	var stray entries
-	for key, rules := range c.now.sources {
-		if c.sets[key.Set] == nil {
+	for key, rules := range c.have.sources {
+		if c.sets[key.Set] == nil || !c.isClass(key.Source) {
 			stray.sources.add(key, rules)
 		}
 	}
-	for key, rules := range c.now.blocks {
+	for key, rules := range c.have.blocks {
 		if c.sets[key.Set] == nil {
 			stray.blocks.add(key, rules)
 		}
 	}
-	for key, rules := range c.now.ports {
+	for key, rules := range c.have.ports {
 		if c.sets[key.Set] == nil {
 			stray.ports.add(key, rules)
 		}
@@ -486,44 +431,64 @@ func (c *recovery) strayEntries() error {
 	return c.r.m.Verdicts.Delete(gone)
 }
 
-// allocate gives the allocators all that is not in use. Every index may have been used before.
+// allocate gives the allocators all that is not in use.
 func (c *recovery) allocate() {
 	r := c.r
-	used := make(map[*indices]map[uint32]bool)
-	use := func(a *indices, index uint32) {
-		if used[a] == nil {
-			used[a] = make(map[uint32]bool)
-		}
-		used[a][index] = true
-	}
+	backends, pools, tables, workloads := make(indexSet), make(indexSet), make(indexSet), make(indexSet)
+	classes, sets, limits := make(indexSet), make(indexSet), make(indexSet)
 	var slots []span
 	for _, s := range r.services {
 		for _, b := range s.backends {
-			use(r.free.backends, b.index)
+			backends.use(b.index)
 		}
 		for _, p := range s.pools {
-			use(r.free.pools, p.index)
-			use(r.free.tables, p.table.index)
+			pools.use(p.index)
+			tables.use(p.table.index)
 			slots = append(slots, p.table.slots)
 		}
 	}
 	for _, b := range r.draining {
-		use(r.free.backends, b.index)
+		backends.use(b.index)
 	}
 	for _, w := range r.workloads {
-		use(r.free.workloads, w.index)
+		workloads.use(w.index)
 	}
 	for _, number := range r.classes {
-		use(r.free.classes, number)
+		classes.use(number)
 	}
-	for _, s := range r.sets {
-		use(r.free.sets, s.index)
+	for index := range c.sets {
+		sets.use(index)
 	}
-	for _, l := range r.limits {
-		use(r.free.limits, l.index)
+	for index := range c.limits {
+		limits.use(index)
 	}
-	for _, a := range []*indices{r.free.backends, r.free.pools, r.free.tables, r.free.workloads, r.free.classes, r.free.sets, r.free.limits} {
-		a.occupy(used[a])
+	// What nobody had ever is zero.
+	lastClass := uint32(0)
+	for i := range r.m.Workloads {
+		lastClass = max(lastClass, r.m.Workloads[i].Source)
 	}
+	r.free.pools.occupy(pools, max(lastOf(r.m.Pools), lastOf(r.m.Turns)))
+	r.free.tables.occupy(tables, lastOf(r.m.Tables))
+	r.free.backends.occupy(backends, lastOf(r.m.Backends))
+	r.free.workloads.occupy(workloads, lastOf(r.m.Workloads))
+	r.free.classes.occupy(classes, lastClass)
+	r.free.sets.occupy(sets, lastOf(r.m.PolicySets))
+	r.free.limits.occupy(limits, lastOf(r.m.Limits))
 	r.free.slots.occupy(slots)
+}
+
+// indexSet are those in use.
+type indexSet map[uint32]bool
+
+func (s indexSet) use(index uint32) { s[index] = true }
+
+// lastOf is the highest index of an array that was ever written.
+func lastOf[T comparable](array []T) uint32 {
+	var zero T
+	for i := len(array) - 1; i > 0; i-- {
+		if array[i] != zero {
+			return uint32(i)
+		}
+	}
+	return 0
 }

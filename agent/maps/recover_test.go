@@ -2,7 +2,8 @@ package maps
 
 import (
 	"errors"
-	"math/rand/v2"
+	"iter"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -11,41 +12,13 @@ import (
 	"github.com/sidelight-mesh/sidelight/bpf"
 )
 
-// killed is what ends a reconciler in the midst of something.
-type killed struct{}
-
-// mortal is a hash whose user dies at some of its changes, before, after, or halfway.
-type mortal[K comparable, V any] struct {
-	Hash[K, V]
-	dies func() bool
-}
-
-func (h mortal[K, V]) Put(keys []K, values []V) error {
-	if h.dies() {
-		n := rand.IntN(len(keys) + 1)
-		if n > 0 {
-			_ = h.Hash.Put(keys[:n], values)
-		}
-		panic(killed{})
-	}
-	return h.Hash.Put(keys, values)
-}
-
-func (h mortal[K, V]) Delete(keys []K) error {
-	if h.dies() {
-		_ = h.Hash.Delete(keys[:rand.IntN(len(keys)+1)])
-		panic(killed{})
-	}
-	return h.Hash.Delete(keys)
-}
-
 // applied tells whether an Apply came to its end.
 func applied(t *testing.T, r *Reconciler, mesh *Mesh) (alive bool) {
 	t.Helper()
 	defer func() {
-		switch died := recover(); died.(type) {
+		switch died := recover(); died {
 		case nil:
-		case killed:
+		case errKilled:
 			alive = false
 		default:
 			panic(died)
@@ -57,10 +30,10 @@ func applied(t *testing.T, r *Reconciler, mesh *Mesh) (alive bool) {
 	return true
 }
 
-func recoveredOf(t *testing.T, m *Maps, sizes Sizes, c *tree, mesh *Mesh) *Reconciler {
+func recoveredOf(t *testing.T, m *Maps, sizes Sizes, c *tree, mesh *Mesh, before ...*Mesh) *Reconciler {
 	t.Helper()
 	r := reconcilerOf(t, m, sizes, c)
-	if err := r.Recover(mesh); err != nil {
+	if err := r.Recover(mesh, before...); err != nil {
 		t.Fatal(err)
 	}
 	return r
@@ -79,22 +52,16 @@ func TestRecover(t *testing.T) {
 	for seed := range uint64(12) {
 		w := newWorld(seed)
 		on := false
-		dies := func() bool { return on && w.IntN(12) == 0 }
 		cgroups := &tree{ids: make(map[string]uint64)}
 		m := NewMemory(w.sizes())
-		m.Frontends = mortal[bpf.Frontend, uint32]{m.Frontends, dies}
-		m.Addresses = mortal[bpf.Address, uint32]{m.Addresses, dies}
-		m.Cgroups = mortal[uint64, uint32]{m.Cgroups, dies}
-		m.PolicySources = mortal[bpf.PolicySource, bpf.Rules]{m.PolicySources, dies}
-		m.PolicyBlocks = mortal[bpf.PolicyBlock, bpf.Rules]{m.PolicyBlocks, dies}
-		m.PolicyPorts = mortal[bpf.PolicyPort, bpf.Rules]{m.PolicyPorts, dies}
-		m.Grace = func() error {
-			if dies() {
-				panic(killed{})
+		meddle(m, func(elements int) (int, error) {
+			if on && w.IntN(12) == 0 {
+				return w.IntN(elements + 1), errKilled
 			}
-			return nil
-		}
+			return elements, nil
+		})
 		var uses []use
+		last := new(Mesh)
 		r := reconcilerOf(t, m, w.sizes(), cgroups)
 		for range 150 {
 			for range 3 {
@@ -113,13 +80,17 @@ func TestRecover(t *testing.T) {
 				if !alive {
 					kills++
 				}
+				var before []*Mesh
+				if w.IntN(2) == 0 { // it is known what was in force
+					before = []*Mesh{mesh, last}
+				}
 				if w.IntN(2) == 0 { // and the mesh has changed meanwhile
 					w.step()
 					if mesh, err = Compile(w.snapshot(), w.out, w.sizes()); err != nil {
 						t.Fatal(err)
 					}
 				}
-				r = recoveredOf(t, m, w.sizes(), cgroups, mesh)
+				r = recoveredOf(t, m, w.sizes(), cgroups, mesh, before...)
 				if _, err := r.Apply(mesh); err != nil {
 					t.Fatal(err)
 				}
@@ -128,6 +99,7 @@ func TestRecover(t *testing.T) {
 				t.Fatal(err)
 			}
 			noDrift(t, r, mesh)
+			last = mesh
 			uses = w.connections(t, m, uses)
 		}
 		for _, u := range uses {
@@ -181,6 +153,145 @@ func (w *world) connections(t *testing.T, m *Maps, uses []use) []use {
 	return kept
 }
 
+// TestRecoverKeepsPolicies ends reconcilers while identities, policies and addresses change, also while none runs: at each moment of what the next one
+// does everybody is judged by what is, or was since, in force.
+func TestRecoverKeepsPolicies(t *testing.T) {
+	const allKinds, deniedShare = 3, 20
+	judged, denied, kills := 0, 0, 0
+	for seed := range uint64(20) {
+		w := newWorld(seed)
+		var force []*model.Snapshot // those that may be in force, or parts of them
+		var meshes []*Mesh          // the same
+		deadly := false
+		var m *Maps
+		look := func() {
+			for range 20 {
+				from, to := netip.AddrFrom4([4]byte{10, 0, 0, byte(w.IntN(someWorkloads))}), netip.AddrFrom4([4]byte{10, 0, 0, byte(w.IntN(someWorkloads))})
+				port := []uint16{80, 443, 9000}[w.IntN(allKinds)]
+				have := judgeBetween(m, from, to, port)
+				want := legalBetween(force, from, to, port)
+				if judged++; have == bpf.VerdictDeny {
+					denied++
+				}
+				if !want[have] {
+					t.Fatalf("seed %d: %v to %v port %d has verdict %d, want one of %v", seed, from, to, port, have, want)
+				}
+			}
+		}
+		cgroups := &tree{}
+		m = NewMemory(w.sizes())
+		meddle(m, func(elements int) (int, error) {
+			look()
+			if deadly && w.IntN(12) == 0 {
+				return w.IntN(elements + 1), errKilled
+			}
+			return elements, nil
+		})
+		change := func() *Mesh {
+			for range 6 {
+				w.step()
+			}
+			for i := range w.workloads { // who is who, and nothing else
+				if w.IntN(4) == 0 {
+					who := w.workloads[i]
+					who.Identity = w.identity()
+					w.workloads[i] = who
+				}
+			}
+			s := w.snapshot()
+			mesh, err := Compile(s, nil, w.sizes())
+			if err != nil {
+				t.Fatal(err)
+			}
+			force, meshes = append(force, s), append(meshes, mesh)
+			return mesh
+		}
+		inForce := func() { force, meshes = force[len(force)-1:], meshes[len(meshes)-1:] }
+		force, meshes = append(force, new(model.Snapshot)), append(meshes, new(Mesh))
+		r := reconcilerOf(t, m, w.sizes(), cgroups)
+		for range 60 {
+			mesh := change()
+			deadly = true
+			alive := applied(t, r, mesh)
+			deadly = false
+			if !alive || w.IntN(3) == 0 {
+				if !alive {
+					kills++
+				} else {
+					inForce()
+				}
+				mesh = change()
+				r = recoveredOf(t, m, w.sizes(), cgroups, mesh, meshes...)
+				if _, err := r.Apply(mesh); err != nil {
+					t.Fatal(err)
+				}
+			}
+			inForce()
+			look()
+			noDrift(t, r, mesh)
+		}
+	}
+	if kills < 100 || denied < judged/deniedShare {
+		t.Errorf("%d kills, %d of %d denied: little was tested", kills, denied, judged)
+	}
+}
+
+// judgeBetween does what the kernel does for a connection between two addresses.
+func judgeBetween(m *Maps, from, to netip.Addr, port uint16) uint8 {
+	client, _, _ := m.Addresses.Get(bpf.Address{Addr: from.As16()})
+	server, _, _ := m.Addresses.Get(bpf.Address{Addr: to.As16()})
+	return judge(m, m.Workloads[server].PolicySet, m.Workloads[client].Source, peer{address: from, port: port}, false)
+}
+
+// legalBetween are the verdicts of any mix of snapshots: one says whose an address is, and another who that is and what the policies are.
+func legalBetween(all []*model.Snapshot, from, to netip.Addr, port uint16) map[uint8]bool {
+	clients := []peer{}
+	for owner := range ownersOf(all, from) {
+		p := peer{address: from, port: port}
+		if owner.workload != nil {
+			p.identity, p.namespace = owner.workload.Identity, owner.workload.Name.Namespace
+		}
+		clients = append(clients, p)
+	}
+	legal := make(map[uint8]bool)
+	for owner := range ownersOf(all, to) {
+		for _, client := range clients {
+			if owner.workload == nil {
+				legal[bpf.VerdictNone] = true
+			} else {
+				legal[istio(owner.snapshot.Policies, owner.workload, client, false)] = true
+			}
+		}
+	}
+	return legal
+}
+
+type owner struct {
+	snapshot *model.Snapshot
+	workload *model.Workload // nil: nobody
+}
+
+// ownersOf are the workloads of an address, in each snapshot that has them.
+func ownersOf(all []*model.Snapshot, a netip.Addr) iter.Seq[owner] {
+	return func(yield func(owner) bool) {
+		for _, s := range all {
+			i := slices.IndexFunc(s.Workloads, func(w model.Workload) bool { return slices.Contains(w.Addresses, a) })
+			if i < 0 {
+				if !yield(owner{s, nil}) {
+					return
+				}
+				continue
+			}
+			for _, other := range all {
+				j := slices.IndexFunc(other.Workloads, func(w model.Workload) bool { return w.Name == s.Workloads[i].Name })
+				if j >= 0 && !yield(owner{other, &other.Workloads[j]}) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // TestRecoverChangesNothing restarts with the same mesh: nothing is written.
 func TestRecoverChangesNothing(t *testing.T) {
 	for seed := range uint64(40) {
@@ -195,6 +306,7 @@ func TestRecoverChangesNothing(t *testing.T) {
 		// What nothing leads to cannot be recognised, and nobody can tell.
 		snapshot.Services = slices.DeleteFunc(snapshot.Services, func(s model.Service) bool { return len(s.Addresses) == 0 })
 		snapshot.Workloads = slices.DeleteFunc(snapshot.Workloads, func(w model.Workload) bool { return len(w.Addresses) == 0 })
+		snapshot.Bypasses = slices.DeleteFunc(snapshot.Bypasses, func(b model.Bypass) bool { _, ok := cgroups.ids[b.Cgroup]; return b.Cgroup != "" && !ok })
 		before := apply(t, r, snapshot, w.out)
 		mesh, err := Compile(snapshot, w.out, w.sizes())
 		if err != nil {
@@ -209,7 +321,7 @@ func TestRecoverChangesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		// Of two that are the same to whoever looks at the maps one can be taken for the other.
-		if changes.Tables+changes.Slots+changes.Backends+changes.Limits+changes.PolicySets > 0 {
+		if changes != (Changes{}) {
 			t.Errorf("seed %d: changes %+v; %d services, %d workloads", seed, changes, len(before.Services), len(before.Workloads))
 		}
 		noDrift(t, again, mesh)

@@ -90,7 +90,7 @@ func (r *Reconciler) reap() (int, error) {
 	for key, b := range r.draining {
 		if atomic.LoadUint64(&r.m.Loads[b.index].Open) == 0 {
 			delete(r.draining, key)
-			r.m.Backends[b.index].Service = 0
+			atomic.StoreUint32(&r.m.Backends[b.index].Service, 0)
 			r.free.backends.give(b.index)
 			freed++
 		}

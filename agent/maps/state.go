@@ -25,7 +25,6 @@ type (
 		table tableState
 		want  *Pool
 		limit *limitState
-		left  bool // by an earlier agent, and nobody's
 	}
 	tableState struct {
 		index uint32

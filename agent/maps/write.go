@@ -33,6 +33,7 @@ func (p *plan) write() {
 		if w.index != w.state.index {
 			r.m.Workloads[w.index] = bpf.Workload{
 				PolicySet: w.set.at(), Source: r.classes[w.want.Class], Limit: w.limit.at(), Affinity: w.want.Affinity, Flags: w.want.flags(),
+				Name: w.want.key().hash(), Class: w.want.Class.hash(),
 			}
 			p.changes.Workloads++
 		}
@@ -68,7 +69,10 @@ func (p *plan) writeService(s *servicePlan) {
 		// Written once more in flip, when all workloads have their indices.
 		b.workload, b.weight = nil, want.Weight
 		clearLoad(&r.m.Loads[b.index])
-		r.m.Backends[b.index] = bpf.Backend{Addr: as16(want.Address.Addr()), Port: want.Address.Port(), Tag: b.tag, Weight: want.Weight, Service: s.state.id}
+		r.m.Backends[b.index] = bpf.Backend{
+			Addr: as16(want.Address.Addr()), Port: want.Address.Port(), Tag: b.tag, Weight: want.Weight, Service: s.state.id,
+			Name: hashName(seedEndpoint, want.Endpoint),
+		}
 		p.changes.Backends++
 	}
 	for i, t := range s.tables {
@@ -81,7 +85,7 @@ func (p *plan) writeService(s *servicePlan) {
 		}
 		r.m.Tables[t.index] = bpf.Table{
 			Generation: p.mesh.Generation, Service: s.state.id, Algorithm: want.Algorithm, FirstSlot: t.slots.start, Size: want.Size,
-			Limit: s.limit.at(), Pool: s.pools[i].index,
+			Limit: s.limit.at(), Pool: s.pools[i].index, Name: hashName(seedService, s.want.Name), Port: uint32(want.Port), Ipv6: toWord(want.IPv6),
 		}
 		p.changes.Tables++
 		p.changes.Slots += len(want.Slots)

@@ -60,7 +60,7 @@ static __always_inline bool cut_is_denied(const struct mesh_decided *d, const st
 		return false;
 	__builtin_memcpy(q.address.addr, here ? ends->peer_addr : ends->local_addr, sizeof(q.address.addr));
 	policy_decide(&now, &q);
-	return now.verdict == MESH_VERDICT_DENY;
+	return policy_denies(&now);
 }
 
 /*

@@ -168,7 +168,7 @@ static __always_inline void decide_whether(struct bpf_sock *sk, struct decide_ca
 		question.address_known = true;
 	}
 	policy_decide(d, &question);
-	if (d->verdict == MESH_VERDICT_DENY)
+	if (policy_denies(d))
 		call->reason = MESH_DENIED;
 }
 

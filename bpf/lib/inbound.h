@@ -202,7 +202,7 @@ static __always_inline int inbound_judge(struct bpf_sk_lookup *ctx)
 	__builtin_memcpy(question.address.addr, ticket.client_addr, sizeof(question.address.addr));
 	policy_decide(&decision, &question);
 	decision.destination = index;
-	if (decision.verdict != MESH_VERDICT_DENY) {
+	if (!policy_denies(&decision)) {
 		inbound_admit(&ticket, &decision, question.source);
 		return SK_PASS;
 	}

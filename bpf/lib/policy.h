@@ -86,6 +86,11 @@ __noinline int policy_count(__u32 set, __u32 rule, __u32 verdict, __u32 dry)
 	return 0;
 }
 
+static __always_inline bool policy_denies(const struct mesh_decision *decision)
+{
+	return decision->verdict >= MESH_VERDICT_DENY;
+}
+
 /* For how long policies hold without an agent that could change them; then they deny everything. 0: for ever. Set at load. */
 const volatile __u64 fail_closed_ns = 0;
 
@@ -121,7 +126,7 @@ static __always_inline void policy_decide(struct mesh_decision *decision, const 
 	decision->dry_rule = MESH_NO_RULE;
 	decision->verdict = MESH_VERDICT_DENY;
 	if (policy_is_unattended()) {
-		decision->rule = MESH_UNATTENDED;
+		decision->verdict = MESH_VERDICT_UNATTENDED;
 		return;
 	}
 	set = bpf_map_lookup_elem(&policy_sets, &index);

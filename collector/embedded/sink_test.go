@@ -3,6 +3,7 @@ package embedded
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"testing"
 
@@ -28,10 +29,10 @@ type backend struct {
 	traces  consumertest.TracesSink
 }
 
-// freeAddress returns an address of this host that nobody listens on.
+// freeAddress returns an address of this host that nobody listens on, and that no client gets before a server does.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 1+rand.IntN(254), rand.IntN(255), 1+rand.IntN(254)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -235,7 +235,7 @@ func TestEnumsAreThoseOfTheCode(t *testing.T) {
 		}
 	}
 	roles := []string{connection.Client.String(), connection.Server.String()}
-	verdicts := []string{connection.VerdictAllow.String(), connection.VerdictDeny.String()}
+	verdicts := []string{connection.VerdictAllow.String(), connection.VerdictDeny.String(), connection.VerdictUnattended.String()}
 	want := map[string][]string{
 		"sidelight.reason": reasons, "error.type": failures, "sidelight.role": roles, "reason": reasons, "role": roles,
 		"sidelight.verdict": verdicts, "sidelight.dry_run.verdict": verdicts,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -20,10 +21,10 @@ import (
 	"github.com/sidelight-mesh/sidelight/collector/embedded"
 )
 
-// freePort finds a port on loopback that nobody uses.
+// freePort finds a port on loopback that nobody uses, and at an address of its own, so that no client gets it before the server does.
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 1+rand.IntN(254), rand.IntN(255), 1+rand.IntN(254)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,11 +40,16 @@ func (k *kernelSide) check(cgroup string) (err error) {
 }
 
 // load takes what it needs of the kernel, attaching nothing.
-func (k *kernelSide) load(c *config.Config, mesh map[string]uint32) (err error) {
-	if k.datapath, err = datapath.Load(datapath.Options{
+// options are those of the datapath. mesh: sizes of its maps; nil without one.
+func (k *kernelSide) options(c *config.Config, mesh map[string]uint32) datapath.Options {
+	return datapath.Options{
 		RingBytes: c.RingBytes, WakeupBytes: uint64(c.RingBytes) / 8, Cgroup: k.cgroup, FirstBytes: c.FirstByteTimes, Silent: silentKinds(c.Events),
 		Mesh: mesh, Pin: pinDirectory(c), Mounted: k.mounted, Version: version(), FailClosed: c.Mesh.FailClosedAfter,
-	}); err != nil {
+	}
+}
+
+func (k *kernelSide) load(options datapath.Options, c *config.Config) (err error) {
+	if k.datapath, err = datapath.Load(options); err != nil {
 		return err
 	}
 	if k.enricher, err = enrich.New(k.cgroup.Mount, enrich.NewPeers(peerGroups(c.PeerGroups))); err != nil {

@@ -85,6 +85,7 @@ type meshOrder struct {
 	Release bool   // closes what is held
 	Bind    string // an address to connect from
 	For     time.Duration
+	Until   string        // a file that ends it once it is there
 	Pause   time.Duration // of each worker, after each connection
 }
 
@@ -135,7 +136,7 @@ func (m *meshClient) do(o *meshOrder) meshTally {
 	var workers sync.WaitGroup
 	for range o.Workers {
 		workers.Go(func() {
-			for left.Add(-1) >= 0 || (o.For > 0 && time.Now().Before(end)) {
+			for left.Add(-1) >= 0 || o.goesOn(end) {
 				m.one(o, &tally)
 				time.Sleep(o.Pause)
 			}
@@ -143,6 +144,14 @@ func (m *meshClient) do(o *meshOrder) meshTally {
 	}
 	workers.Wait()
 	return tally
+}
+
+func (o *meshOrder) goesOn(end time.Time) bool {
+	if o.Until != "" {
+		_, err := os.Stat(o.Until)
+		return err != nil
+	}
+	return o.For > 0 && time.Now().Before(end)
 }
 
 // isCut looks whether a connection was ended by somebody else, without waiting.

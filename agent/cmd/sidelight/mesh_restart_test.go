@@ -6,17 +6,21 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 )
 
-// restartMesh has services with a limit that nobody reaches, and a policy that lets web in and rogue not.
-func restartMesh() string {
-	return shopMesh(policyYAML("allow", ofShop+"rules: [{from: [{source: {identities: [web]}}]}]"))
+// restartMesh has a policy that lets web in and rogue not. In each edition everybody has another identity, which only the editions beside it know.
+func restartMesh(edition int) string {
+	mesh := shopMesh(policyYAML("allow", ofShop+fmt.Sprintf("rules: [{from: [{source: {identities: [web%d, web%d, web%d]}}]}]", edition-1, edition, edition+1)))
+	for _, name := range []string{"web", "rogue", "shop"} {
+		mesh = strings.Replace(mesh, "identity: "+name, fmt.Sprintf("identity: %s%d", name, edition), 1)
+	}
+	return mesh
 }
 
 // restartWorld is a mesh under load, whose agent comes and goes.
@@ -39,14 +43,20 @@ func newRestartWorld(t *testing.T, mesh string) *restartWorld {
 
 func (w *restartWorld) service() netip.AddrPort { return netip.MustParseAddrPort(serviceV4(1) + ":80") }
 
-// both lets web and rogue connect at a steady rate for as long as f takes, and checks every connect.
-func (w *restartWorld) both(length time.Duration, f func()) {
+// both lets web and rogue connect at a steady rate while f goes on, and a little longer, and checks every connect.
+func (w *restartWorld) both(f func()) {
 	t := w.web.t
 	t.Helper()
-	to := w.service()
-	w.web.begin(meshOrder{To: to, Workers: 32, For: length, Pause: 20 * time.Millisecond})
-	w.rogue.begin(meshOrder{To: to, Workers: 2, For: length, Pause: 5 * time.Millisecond})
+	to, until := w.service(), filepath.Join(t.TempDir(), "end")
+	w.web.begin(meshOrder{To: to, Workers: 32, Until: until, Pause: 20 * time.Millisecond})
+	w.rogue.begin(meshOrder{To: to, Workers: 2, Until: until, Pause: 5 * time.Millisecond})
 	f()
+	after := time.AfterFunc(500*time.Millisecond, func() {
+		if err := os.WriteFile(until, nil, 0o600); err != nil {
+			t.Error(err)
+		}
+	})
+	defer after.Stop()
 	web, rogue := w.web.end(), w.rogue.end()
 	if len(web.Errors) > 0 || len(web.Answers) != 1 || web.Answers[serverV4(1)] == 0 {
 		t.Errorf("web: %+v", web)
@@ -74,36 +84,18 @@ func (w *restartWorld) check() {
 	}
 	// While more than half of the ring waits, refusals are told as sums.
 	want := 2*w.made + w.denied - int(r.Kernel.Aggregated+r.Kernel.Totalled)
-	eventually(t, "all lines", func() error {
-		lines := strings.Split(strings.TrimSpace(readFile(t, w.access)), "\n")
-		if len(lines) < want {
-			return fmt.Errorf("%d lines, want %d", len(lines), want)
-		}
-		seen := make(map[string]bool, len(lines))
-		for _, line := range lines {
-			_, uid, _ := strings.Cut(line, `"log.record.uid":"`)
-			uid, _, _ = strings.Cut(uid, `"`)
-			if uid == "" || seen[uid] {
-				t.Fatalf("a second line of the uid %q, of %d: %s", uid, len(lines), line)
-			}
-			seen[uid] = true
-		}
-		if len(lines) != want {
-			t.Fatalf("%d lines, want %d", len(lines), want)
-		}
-		return nil
-	})
+	w.linesOnce(want)
 }
 
 // TestMeshRestarts starts, stops, kills and replaces agents under load in random order: no connect fails that should not, nobody gets through who should
 // not, and everything is counted and logged once.
 func TestMeshRestarts(t *testing.T) {
-	w := newRestartWorld(t, restartMesh())
-	ways := []string{"stop", "kill", "takeover"}
+	w := newRestartWorld(t, restartMesh(0))
+	ways := []string{"stop", "kill", "takeover", "kill, renamed", "stop, renamed"}
 	var other, bad string
-	// A machine of the kernel matrix has no compiler, and is slow.
+	// A machine of the kernel matrix is slow.
 	rounds := 8
-	if _, err := exec.LookPath("go"); err == nil {
+	if hasSource() {
 		ways = append(ways, "upgrade", "rollback")
 		other, bad = buildWith(t, "sidelight_other_programs"), buildWith(t, "sidelight_unready,sidelight_other_programs")
 		rounds = 20
@@ -115,10 +107,21 @@ func TestMeshRestarts(t *testing.T) {
 	seed := rand.Uint64()
 	random := rand.New(rand.NewPCG(seed, 0))
 	t.Logf("seed %d", seed)
+	edition := 0
+	rename := func() {
+		edition++
+		w.write(restartMesh(edition))
+	}
+	var next []string
 	for range rounds {
-		way := ways[random.IntN(len(ways))]
+		if len(next) == 0 { // each of them, in random order
+			next = slices.Clone(ways)
+			random.Shuffle(len(next), func(i, j int) { next[i], next[j] = next[j], next[i] })
+		}
+		way := next[0]
+		next = next[1:]
 		t.Logf("%s after %d connections and %d refusals", way, w.made, w.denied)
-		w.both(1500*time.Millisecond, func() {
+		w.both(func() {
 			switch way {
 			case "upgrade":
 				w.stop()
@@ -131,11 +134,17 @@ func TestMeshRestarts(t *testing.T) {
 					t.Errorf("programs were %v and are %v", before, after)
 				}
 				w.restart()
-			case "stop":
+			case "stop", "stop, renamed":
 				w.stop()
+				if way == "stop, renamed" {
+					rename()
+				}
 				w.restart()
-			case "kill":
+			case "kill", "kill, renamed":
 				w.kill()
+				if way == "kill, renamed" {
+					rename()
+				}
 				w.restart()
 			case "takeover":
 				before := w.lasting.agent
@@ -154,4 +163,25 @@ func TestMeshRestarts(t *testing.T) {
 	if _, err := os.Stat(w.pins); err != nil {
 		t.Errorf("what is pinned: %v", err)
 	}
+}
+
+// TestRollback starts a version that does not work: the programs before it are put back, and the next agent goes on.
+func TestRollback(t *testing.T) {
+	w := newRestartWorld(t, restartMesh(0))
+	bad := buildWith(t, "sidelight_unready")
+	w.restart()
+	w.stop()
+	before := w.programs()
+	w.both(func() {
+		w.fails(bad)
+	})
+	if after := w.programs(); !maps.Equal(before, after) || len(after) < 8 {
+		t.Errorf("programs were %v and are %v", before, after)
+	}
+	w.restart()
+	if after := w.programs(); maps.Equal(before, after) {
+		t.Errorf("programs are still %v", after)
+	}
+	w.both(func() {})
+	w.check()
 }

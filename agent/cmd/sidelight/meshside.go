@@ -24,6 +24,7 @@ type meshSide struct {
 	outliers *outlier.State
 	names    *enrich.Mesh
 	logger   *slog.Logger
+	memory   meshMemory
 	tasks    sync.WaitGroup
 
 	datapath   *datapath.Datapath
@@ -34,6 +35,8 @@ type meshSide struct {
 	compiler *maps.Compiler
 	snapshot *model.Snapshot // in force
 	mesh     *maps.Mesh      // what was made of it
+	sizes    maps.Sizes
+	begun    uint64          // the generation of a mesh that may not be in force whole; 0: none
 	applied  *model.Snapshot // what the mesh was made of; nil: the maps have none yet
 	guards   int             // network namespaces whose inbound connections are judged
 	looks    uint64
@@ -55,7 +58,7 @@ func localityOf(c *config.Locality) model.Locality {
 }
 
 // newMeshSide reads the mesh and checks whether it fits, touching no kernel. It returns nil when there is none.
-func newMeshSide(c *config.Mesh, logger *slog.Logger) (*meshSide, error) {
+func newMeshSide(c *config.Mesh, memory meshMemory, logger *slog.Logger) (*meshSide, error) {
 	if c.Path == "" {
 		return nil, nil
 	}
@@ -64,7 +67,9 @@ func newMeshSide(c *config.Mesh, logger *slog.Logger) (*meshSide, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &meshSide{file: file, logger: logger, compiler: maps.NewCompiler(sizes), outliers: outlier.NewState(outlier.Options{Logger: logger})}
+	m := &meshSide{
+		file: file, logger: logger, memory: memory, sizes: sizes, compiler: maps.NewCompiler(sizes), outliers: outlier.NewState(outlier.Options{Logger: logger}),
+	}
 	m.snapshot = file.Snapshot()
 	if m.mesh, err = m.compiler.Compile(m.snapshot, nil); err != nil {
 		return nil, fmt.Errorf("%s: %w", c.Path, err)
@@ -116,12 +121,34 @@ func (m *meshSide) fill(d *datapath.Datapath, cgroup datapath.Cgroup, c *config.
 
 // recoverLocked makes the reconciler know what an earlier agent left. Generations go on from there.
 func (m *meshSide) recoverLocked() error {
-	m.snapshot = m.file.Continue(m.reconciler.LastGeneration())
+	m.snapshot = m.file.Continue(m.datapath.Ledger().GenerationBefore())
 	mesh, err := m.compiler.Compile(m.snapshot, nil)
 	if err != nil {
 		return err
 	}
-	return m.reconciler.Recover(mesh)
+	remembered, err := m.memory.recall()
+	if err != nil {
+		m.logger.Warn("connects may be judged by policies that do not know who connects, for the moment that the mesh takes", "error", err)
+	}
+	var before []*maps.Mesh
+	for _, s := range remembered {
+		// One that does not fit any more was put in force with other sizes, by another layout.
+		if mesh, err := maps.Compile(s, nil, m.sizes); err == nil {
+			before = append(before, mesh)
+		}
+	}
+	return m.reconciler.Recover(mesh, before...)
+}
+
+// inForceLocked is called when a mesh is in force whole.
+func (m *meshSide) inForceLocked(s *model.Snapshot) {
+	if m.begun != s.Generation {
+		return
+	}
+	m.begun = 0
+	if err := m.memory.done(s.Generation); err != nil {
+		m.logger.Warn("not all is well for the next agent", "error", err)
+	}
 }
 
 // apply puts a snapshot in force, or says why the last one stays.
@@ -143,16 +170,25 @@ func (m *meshSide) applyLocked(s *model.Snapshot) error {
 	if err != nil {
 		return err
 	}
+	first := m.applied == nil
+	if first || s != m.snapshot {
+		m.datapath.Ledger().SetGeneration(s.Generation)
+		m.begun = s.Generation
+		if err := m.memory.begin(s); err != nil {
+			m.logger.Warn("policies may not know who connects while the next agent starts", "error", err)
+		}
+	}
 	changes, err := m.reconciler.Apply(mesh)
 	if err != nil && !errors.Is(err, maps.ErrPartly) {
 		return err
 	}
-	first := m.applied == nil
 	m.mesh, m.applied = mesh, s
 	m.renewed = m.renewed || changes.Workloads+changes.Puts+changes.Deletes > 0
 	if err != nil {
 		// What is missing comes with the next look around.
 		m.logger.Warn("not all of the mesh is in force yet", "error", err)
+	} else {
+		m.inForceLocked(s)
 	}
 	if s != m.snapshot || first {
 		m.names.SetSnapshot(s)
@@ -220,6 +256,9 @@ func (m *meshSide) keep(ctx context.Context) {
 func (m *meshSide) lookAroundLocked() {
 	m.looks++
 	found, err := m.reconciler.Rescan()
+	if err == nil {
+		m.inForceLocked(m.snapshot)
+	}
 	if found || m.renewed {
 		m.renewed = false
 		err = errors.Join(err, m.datapath.AdoptListeners())

@@ -64,7 +64,7 @@ func (n *node) prepare(ctx context.Context, options nodeOptions) error {
 		return err
 	}
 	var err error
-	if n.mesh, err = newMeshSide(&n.config.Mesh, n.logger); err != nil {
+	if n.mesh, err = newMeshSide(&n.config.Mesh, meshMemory{filepath.Join(n.config.StateDirectory, "mesh")}, n.logger); err != nil {
 		return err
 	}
 	if n.bootID, err = readBootID(); err != nil {
@@ -77,11 +77,9 @@ func (n *node) prepare(ctx context.Context, options nodeOptions) error {
 	}, n.snapshot); err != nil {
 		return err
 	}
-	// What can be wrong with the input was found by now: from here on there is no other agent.
-	if err := n.takeOver(ctx, options.takeover); err != nil {
-		return err
-	}
-	if err := n.open(&n.config, n.boot); err != nil {
+	n.mounted = options.mounted
+	kernel := n.options(&n.config, n.mesh.mapSizes(&n.config.Mesh))
+	if err := n.takeOver(ctx, kernel, options.takeover); err != nil {
 		return err
 	}
 	if n.server, err = status.Listen(n.config.MetricsAddress); err != nil {
@@ -92,8 +90,7 @@ func (n *node) prepare(ctx context.Context, options nodeOptions) error {
 			return err
 		}
 	}
-	n.mounted = options.mounted
-	if err := n.load(&n.config, n.mesh.mapSizes(&n.config.Mesh)); err != nil {
+	if err := n.load(kernel, &n.config); err != nil {
 		return err
 	}
 	if err := n.succeed(); err != nil {
@@ -174,6 +171,9 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	meshCtx, stopMesh := context.WithCancel(readCtx)
 	defer stopMesh()
 	n.mesh.start(meshCtx)
+	aliveCtx, stopAlive := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopAlive()
+	n.succession.keepAlive(aliveCtx)
 	supervisor := n.newSupervisor()
 	if err := n.commit(ctx); err != nil {
 		failed <- err
@@ -181,9 +181,6 @@ func (n *node) run(ctx context.Context, attached func()) error {
 		n.server.SetReady(true)
 		supervisor.ready()
 	}
-	aliveCtx, stopAlive := context.WithCancel(readCtx)
-	defer stopAlive()
-	n.succession.keepAlive(aliveCtx)
 	if attached != nil {
 		attached()
 	}
@@ -194,8 +191,6 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	n.budget.tasks.Wait()
 	stopMesh()
 	n.mesh.wait()
-	stopAlive()
-	n.succession.alive.Wait()
 	keep := n.letGo(err)
 	err = errors.Join(err, n.datapath.Detach())
 	n.waiting.Add(1) // what the kernel says last is to be in the sums
@@ -205,6 +200,8 @@ func (n *node) run(ctx context.Context, attached func()) error {
 		n.log.Close()
 	}
 	err = errors.Join(err, n.stopCollector())
+	stopAlive() // till here policies hold, however long it takes to hand on what was read
+	n.succession.alive.Wait()
 	shutdownCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	_ = n.server.Shutdown(shutdownCtx) // a scrape that takes longer is cut

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,35 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// refused starts an agent that is to say why it does not, and to change nothing.
-func (l *lasting) refused(want string, more ...string) {
-	l.t.Helper()
-	out, err := exec.Command(program, append(append([]string{
-		"run", "--cgroup", l.cgroup, "--access-log", "off", "--metrics-address", "127.0.0.1:0",
-	}, l.args...), more...)...).CombinedOutput()
-	if code := exitCode(err); code != exitInput || !strings.Contains(string(out), want) || strings.Count(strings.TrimSpace(string(out)), "\n") > 0 {
-		l.t.Errorf("exit code %d, and it says\n%s\nwant one line with %q", code, out, want)
-	}
-}
-
-func exitCode(err error) int {
-	exit := &exec.ExitError{}
-	if errors.As(err, &exit) {
-		return exit.ExitCode()
-	}
-	return 0
-}
-
-// set is the directory of the pins in force.
-func (l *lasting) set() string {
-	l.t.Helper()
-	sets, err := filepath.Glob(filepath.Join(l.pins, "????????????????"))
-	if err != nil || len(sets) != 1 {
-		l.t.Fatalf("sets of pins: %v, %v", sets, err)
-	}
-	return sets[0]
-}
-
 // TestPinFaults starts agents over pins that are not as an agent leaves them: each says what and where, and the data path goes on.
 func TestPinFaults(t *testing.T) {
 	needRoot(t)
@@ -51,6 +21,13 @@ func TestPinFaults(t *testing.T) {
 	l.restart()
 	p.connect(5)
 	l.refused(fmt.Sprintf("process %d, attends to %s", l.cmd.Process.Pid, l.pins))
+	// Who could not go on with it does not take it over.
+	config := filepath.Join(t.TempDir(), "ring.yaml")
+	writeFile(t, config, noBudget+"\nring_bytes: 65536\n")
+	elsewhere := newCgroup(t)
+	l.refused("another layout", "--takeover", "--config", config)
+	l.refused("and not to "+elsewhere, "--takeover", "--cgroup", elsewhere)
+	l.refused("open access log", "--takeover", "--access-log", "/nowhere/access.log")
 	l.stop()
 
 	// Something of somebody else's.
@@ -91,7 +68,7 @@ func TestPinFaults(t *testing.T) {
 	if err := other.Pin(lost); err != nil {
 		t.Fatal(err)
 	}
-	l.refused("lost")
+	l.refused(lost + ": ")
 	if err := os.Remove(lost); err != nil {
 		t.Fatal(err)
 	}
@@ -100,10 +77,7 @@ func TestPinFaults(t *testing.T) {
 	}
 
 	// Another layout, another cgroup, a place that is no bpffs, and one that does not exist.
-	config := filepath.Join(t.TempDir(), "ring.yaml")
-	writeFile(t, config, noBudget+"\nring_bytes: 65536\n")
 	l.refused("another layout", "--config", config)
-	elsewhere := newCgroup(t)
 	l.refused("and not to "+elsewhere, "--cgroup", elsewhere)
 	l.refused("it is not in a bpffs", "--pin-directory", filepath.Join(t.TempDir(), "pins"))
 	l.refused("look at /nowhere", "--pin-directory", "/nowhere/pins")
@@ -138,30 +112,4 @@ func TestPinReadOnly(t *testing.T) {
 	})
 	l := newLasting(t, newCgroup(t))
 	l.refused("read-only", "--pin-directory", filepath.Join(dir, "sidelight"))
-}
-
-// TestFailClosed leaves a data path alone for longer than it is told to be: policies deny everything then, until there is an agent again.
-func TestFailClosed(t *testing.T) {
-	w := newRestartWorld(t, restartMesh())
-	config := filepath.Join(t.TempDir(), "closed.yaml")
-	writeFile(t, config, noBudget+"\nmesh: {fail_closed_after: 5s}\n")
-	w.startOf(program, "--config", config)
-	to := w.service()
-	if got := w.web.do(meshOrder{To: to, Count: 3}); got.Answers[serverV4(1)] != 3 {
-		t.Fatalf("with an agent: %+v", got)
-	}
-	w.kill()
-	if got := w.web.do(meshOrder{To: to, Count: 3}); got.Answers[serverV4(1)] != 3 {
-		t.Errorf("without an agent: %+v", got)
-	}
-	eventually(t, "policies to deny everything", func() error {
-		if got := w.web.do(meshOrder{To: to, Count: 1}); got.Errors["EPERM"] != 1 {
-			return fmt.Errorf("%+v", got)
-		}
-		return nil
-	})
-	w.startOf(program, "--config", config)
-	if got := w.web.do(meshOrder{To: to, Count: 3}); got.Answers[serverV4(1)] != 3 {
-		t.Errorf("with an agent again: %+v", got)
-	}
 }

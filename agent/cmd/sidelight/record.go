@@ -105,7 +105,7 @@ func (r *recorder) prepare(c *config.Config, output string) error {
 	if err := r.check(c.Cgroup); err != nil {
 		return err
 	}
-	if err := r.load(c, nil); err != nil {
+	if err := r.load(r.options(c, nil), c); err != nil {
 		return err
 	}
 	header, err := recordingHeader(r.cgroup.Dir)

@@ -23,21 +23,37 @@ func pinDirectory(c *config.Config) string {
 // handoverTime is how long a running agent may take to hand over: it hands on what it has read.
 const handoverTime = 30 * time.Second
 
-// takeOver makes sure that no other agent attends to the pins, or makes one hand over if that is asked for. Programs that this kernel does not take are
-// found before.
-func (n *node) takeOver(ctx context.Context, asked bool) error {
-	dir := pinDirectory(&n.config)
-	if dir == "" {
+// takeOver opens the outputs, and makes sure that no other agent attends to the pins. If one does, and is to hand over, whatever can be wrong with this
+// one is found before that one is asked.
+func (n *node) takeOver(ctx context.Context, kernel datapath.Options, asked bool) error {
+	open := func() error { return n.open(&n.config, n.boot) }
+	if kernel.Pin == "" {
+		return open()
+	}
+	var locked *datapath.LockedError
+	switch err := datapath.Free(kernel.Pin); {
+	case err == nil:
+		return open()
+	case !asked || !errors.As(err, &locked):
+		return err
+	}
+	if err := datapath.Check(kernel); err != nil {
+		return err
+	}
+	if err := open(); err != nil {
+		return err
+	}
+	if err := n.handedOver(ctx, locked); err != nil {
+		return err
+	}
+	if n.log == nil {
 		return nil
 	}
-	err := datapath.Free(dir)
-	var locked *datapath.LockedError
-	if !asked || !errors.As(err, &locked) {
-		return err
-	}
-	if err := datapath.Verify(); err != nil {
-		return err
-	}
+	return n.log.Reopen() // it may have been rotated since
+}
+
+// handedOver asks the other agent to hand over, and waits until it has.
+func (n *node) handedOver(ctx context.Context, locked *datapath.LockedError) error {
 	ctx, cancel := context.WithTimeout(ctx, handoverTime)
 	defer cancel()
 	if _, err := status.AskControl(ctx, filepath.Join(n.config.StateDirectory, controlSocket), handoverPath); err != nil {
@@ -46,7 +62,7 @@ func (n *node) takeOver(ctx context.Context, asked bool) error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if err := datapath.Free(dir); !errors.As(err, &locked) {
+		if err := datapath.Free(locked.Dir); !errors.As(err, &locked) {
 			return err
 		}
 		select {

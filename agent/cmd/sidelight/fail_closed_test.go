@@ -1,0 +1,42 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"testing"
+)
+
+// TestFailClosed leaves a data path alone for longer than it is told to be: policies deny everything then, until there is an agent again.
+func TestFailClosed(t *testing.T) {
+	w := newRestartWorld(t, restartMesh(0))
+	config := filepath.Join(t.TempDir(), "closed.yaml")
+	writeFile(t, config, noBudget+"\nmesh: {fail_closed_after: 5s}\n")
+	w.startOf(program, "--config", config)
+	to := w.service()
+	if got := w.web.do(meshOrder{To: to, Count: 3}); got.Answers[serverV4(1)] != 3 {
+		t.Fatalf("with an agent: %+v", got)
+	}
+	w.kill()
+	if got := w.web.do(meshOrder{To: to, Count: 3}); got.Answers[serverV4(1)] != 3 {
+		t.Errorf("without an agent: %+v", got)
+	}
+	eventually(t, "policies to deny everything", func() error {
+		if got := w.web.do(meshOrder{To: to, Count: 1}); got.Errors["EPERM"] != 1 {
+			return fmt.Errorf("%+v", got)
+		}
+		return nil
+	})
+	w.startOf(program, "--config", config)
+	if got := w.web.do(meshOrder{To: to, Count: 3}); got.Answers[serverV4(1)] != 3 {
+		t.Errorf("with an agent again: %+v", got)
+	}
+	var verdicts []string
+	for _, l := range readMeshLines(t, w.access) {
+		if l.Role == "client" && l.Reason == "denied" {
+			verdicts = append(verdicts, l.Verdict)
+		}
+	}
+	if len(verdicts) != 1 || verdicts[0] != "unattended" {
+		t.Errorf("verdicts of denied connects: %q", verdicts)
+	}
+}
