@@ -374,6 +374,7 @@ struct mesh_ledger {
 	__u64 agent_pid; /* of the last, in its PID namespace */
 	__u64 stopped; /* it ended by itself: what it read is exported */
 	__u64 generation; /* of the mesh that it put in force last, or was about to */
+	__u64 alone_ns; /* for how long there was none, in all */
 	__u8 version[64]; /* its version */
 };
 

@@ -177,6 +177,7 @@ type meshMeshLedger struct {
 	AgentPid      uint64
 	Stopped       uint64
 	Generation    uint64
+	AloneNs       uint64
 	Version       [64]uint8
 }
 

@@ -61,7 +61,6 @@ func openLedger(ledger, watchdog *ebpf.Map) (_ *Ledger, err error) {
 	l.meshGen = l.page.Generation
 	l.agents, l.stopped, l.alive = l.page.Agents, l.page.Stopped != 0, atomic.LoadUint64(&l.watchdog.AliveNs)
 	l.version = text(l.page.Version[:])
-	l.alone = time.Duration(Monotonic() - l.alive)
 	return l, nil
 }
 
@@ -88,9 +87,13 @@ func mapPage(m *ebpf.Map) ([]byte, error) {
 
 // begin notes that this process attends to the programs from now on.
 func (l *Ledger) begin(version string) {
+	if l.alive != 0 {
+		l.alone = time.Duration(Monotonic() - l.alive)
+	}
 	l.Alive()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.page.AloneNs += uint64(l.alone)
 	l.page.Agents = l.agents + 1
 	l.page.AgentPid = uint64(os.Getpid())
 	l.page.Stopped = 0
@@ -136,11 +139,16 @@ func (l *Ledger) SetGeneration(generation uint64) {
 func (l *Ledger) VersionBefore() string { return l.version }
 
 // Alone is for how long there was no agent before this one. Of one that was killed it is up to a report interval too much.
-func (l *Ledger) Alone() time.Duration {
-	if l.alive == 0 {
-		return 0
+func (l *Ledger) Alone() time.Duration { return l.alone }
+
+// Attended is how many agents there were, this one included, and for how long there was none between them. Safe for concurrent use.
+func (l *Ledger) Attended() (agents uint64, alone time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.page == nil {
+		return 0, 0
 	}
-	return l.alone
+	return l.page.Agents, time.Duration(l.page.AloneNs)
 }
 
 // Stopped notes that this agent ended by itself and has handed on all that it read.

@@ -117,6 +117,12 @@ var (
 		Name: "sidelight.bpf.program", Prometheus: "sidelight_bpf_program_seconds_total", Counter: true, Double: true, Unit: "s",
 		Description: "Time in a program, measured as its runs are counted.", Attributes: []string{"program"},
 	})
+	Agents = counter("sidelight.datapath.agents", "sidelight_datapath_agents_total", "{agent}",
+		"Agents that have attended to the kernel programs since these were attached, this one included.")
+	Unattended = define(Metric{
+		Name: "sidelight.datapath.unattended", Prometheus: "sidelight_datapath_unattended_seconds_total", Counter: true, Double: true, Unit: "s",
+		Description: "For how long the kernel programs have run without an agent, in all. After an agent that was killed it is up to a report interval too much.",
+	})
 	ConfigGeneration = gauge("sidelight.config.generation", "sidelight_config_generation", "",
 		"The generation of the mesh in force. Each one that is put in force has the next number, and the first has 1.")
 	ConfigInputs = counter("sidelight.config.inputs", "sidelight_config_inputs_total", "{input}",

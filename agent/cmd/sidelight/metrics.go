@@ -67,6 +67,9 @@ func (n *node) readSelf() self.Reading {
 		}
 	}
 	v.add(self.BuildInfo, 1, version(), goVersion())
+	agents, alone := n.datapath.Ledger().Attended()
+	v.add(self.Agents, agents)
+	v.Values = append(v.Values, self.Unattended.Of(alone.Seconds()))
 	edges := n.edges.Counts()
 	v.add(self.EdgesFolded, edges.Folded)
 	v.add(self.EdgesEvicted, edges.Evicted)

@@ -2,8 +2,27 @@ package main
 
 import (
 	"os"
+	"strconv"
+	"strings"
 	"testing"
+	"time"
 )
+
+// unattended is for how long there was no agent, as this one tells it.
+func (l *lasting) unattended() time.Duration {
+	l.t.Helper()
+	text, err := l.scrape()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	_, value, _ := strings.Cut(text, "\nsidelight_datapath_unattended_seconds_total ")
+	value, _, _ = strings.Cut(value, "\n")
+	seconds, err := strconv.ParseFloat(value, 64)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return time.Duration(seconds * float64(time.Second))
+}
 
 // checkLast wants everything that ever happened in the account, and a line for each end of each connection.
 func (l *lasting) checkLast(count int) {
@@ -24,9 +43,13 @@ func TestRestart(t *testing.T) {
 	l := newLasting(t, cgroup)
 	l.restart()
 	p.connect(20)
+	stopping := time.Now()
 	l.stop()
+	stopped := time.Now()
 	p.connect(30)
+	starting := time.Now()
 	l.restart()
+	ready := time.Now()
 	l.checkLast(50)
 	eventually(t, "counters go on", l.wants(map[string]uint64{
 		`sidelight_tcp_connection_closed_total{reason="ok",role="client"}`: 50,
@@ -34,6 +57,10 @@ func TestRestart(t *testing.T) {
 		`sidelight_tcp_received_bytes_total{role="client"}`:                50 * 1000,
 		`sidelight_tcp_connection_open{role="client"}`:                     0,
 	}))
+	eventually(t, "agents are counted", l.wants(map[string]uint64{`sidelight_datapath_agents_total`: 2}))
+	if alone := l.unattended(); alone < starting.Sub(stopped) || alone > ready.Sub(stopping) {
+		t.Errorf("without an agent for %v, want from %v to %v", alone, starting.Sub(stopped), ready.Sub(stopping))
+	}
 	p.connect(10)
 	l.kill()
 	p.connect(40)
