@@ -22,6 +22,7 @@ import (
 	"github.com/sidelight-mesh/sidelight/bench/live"
 	"github.com/sidelight-mesh/sidelight/bench/mesh"
 	"github.com/sidelight-mesh/sidelight/bench/report"
+	"github.com/sidelight-mesh/sidelight/bench/restart"
 	"github.com/sidelight-mesh/sidelight/bench/userspace"
 	"github.com/sidelight-mesh/sidelight/bench/workload"
 )
@@ -45,6 +46,7 @@ func (o *options) all() []figure.Source {
 		kernel.Source{},
 		userspace.Source{},
 		&mesh.Source{},
+		&restart.Source{},
 	}
 }
 
@@ -70,6 +72,8 @@ func process(arguments []string) error {
 			return kernel.Main()
 		case mesh.Argument:
 			return mesh.Main(arguments[1:])
+		case restart.Argument:
+			return restart.Main()
 		}
 	}
 	o, err := parse(arguments)

@@ -72,9 +72,7 @@ type attached struct {
 // Load loads programs and maps, or takes over the maps that an earlier process pinned. It attaches nothing. A feature that the kernel lacks is a
 // *FeatureError, another agent at work a *LockedError, and what cannot be taken over a *PinError.
 func Load(options Options) (_ *Datapath, err error) {
-	d := &Datapath{
-		cgroup: options.Cgroup, version: options.Version, losses: losses{byEdge: make(map[bpf.LostKey]bpf.Lost), totals: make(map[uint32]bpf.Lost)},
-	}
+	d := newDatapath(&options)
 	if options.Pin != "" {
 		if d.pins, err = openPins(options.Pin); err != nil {
 			return nil, err
@@ -89,41 +87,125 @@ func Load(options Options) (_ *Datapath, err error) {
 				return nil, fmt.Errorf("note that bpffs was mounted: %w", err)
 			}
 		}
+		if err := d.pins.clear(); err != nil {
+			return nil, err
+		}
 	}
+	if err := d.prepare(&options); err != nil {
+		return nil, err
+	}
+	if err := d.inherit(); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// Prepare does what Load does, as far as that can be done while another agent attends to what is pinned: it changes nothing. When that one has ended, Lock
+// does the rest. It returns nil when nothing is attached yet, but all is well; then it takes Load.
+func Prepare(options Options) (*Datapath, error) {
+	d := newDatapath(&options)
+	d.pins = &pins{dir: options.Pin}
+	if err := d.prepare(&options); err != nil {
+		return nil, err
+	}
+	if !d.resumed {
+		return nil, errors.Join(d.mesh.close(), d.objects.Close())
+	}
+	return d, nil
+}
+
+// Lock makes this process the one that attends to what is pinned. After an error the Datapath is only good for Close.
+func (d *Datapath) Lock() error {
+	locked, err := openPins(d.pins.dir)
+	if err != nil {
+		return err
+	}
+	d.pins.lock = locked.lock
+	if err := d.unchanged(); err != nil {
+		return err
+	}
+	if err := d.pins.clear(); err != nil {
+		return err
+	}
+	return d.inherit()
+}
+
+// unchanged tells whether the maps of Prepare are still those that are pinned.
+func (d *Datapath) unchanged() error {
+	changed := &PinError{d.pins.set, "it is not what it was when this agent began to take over", "start it again"}
+	set, err := d.pins.find()
+	if err != nil {
+		return err
+	}
+	if filepath.Join(d.pins.dir, set) != d.pins.set {
+		return changed
+	}
+	const any = "ledger"
+	m, err := ebpf.LoadPinnedMap(filepath.Join(d.pins.set, mapPrefix+any), nil)
+	if err != nil {
+		return fmt.Errorf("open pinned map %s: %w", any, err)
+	}
+	defer m.Close()
+	pinned, err := m.Info()
+	if err != nil {
+		return fmt.Errorf("look at pinned map %s: %w", any, err)
+	}
+	prepared, err := d.objects.Ledger.Info()
+	if err != nil {
+		return fmt.Errorf("look at map %s: %w", any, err)
+	}
+	before, _ := prepared.ID() // the kernel has them since 4.13
+	if now, _ := pinned.ID(); now != before {
+		return changed
+	}
+	return nil
+}
+
+func newDatapath(options *Options) *Datapath {
+	return &Datapath{
+		cgroup: options.Cgroup, version: options.Version, losses: losses{byEdge: make(map[bpf.LostKey]bpf.Lost), totals: make(map[uint32]bpf.Lost)},
+	}
+}
+
+// prepare loads all of it, with the maps that are pinned, if there are any and they fit.
+func (d *Datapath) prepare(options *Options) error {
 	spec, err := options.spec()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	shared := spec.Copy() // before it is loaded, for what is loaded beside it
 	d.trace.pins = d.pins
 	if options.Mesh != nil {
 		d.mesh = meshState{on: true, spec: shared, pins: d.pins}
 	}
-	old, err := d.takeOver(spec)
+	old, err := d.pinned(spec)
 	if err != nil {
-		return nil, err
+		return err
 	}
+	d.resumed = old != nil
 	err = d.load(spec, old)
 	closeMaps(old)
-	if err != nil {
-		// The probes cost a few milliseconds and say what a verifier message cannot.
-		for _, f := range Features() {
-			if f.Required && f.Err != nil {
-				return nil, &FeatureError{Feature: f.Name, Remedy: f.Consequence}
-			}
-		}
-		return nil, fmt.Errorf("load programs: %w", err)
-	}
-	if d.resumed {
-		err = d.losses.resume(&d.objects)
-	}
 	if err == nil {
-		d.ledger, err = openLedger(d.objects.Ledger, d.objects.Watchdog)
+		return nil
 	}
-	if err != nil {
-		return nil, errors.Join(err, d.Close())
+	// The probes cost a few milliseconds and say what a verifier message cannot.
+	for _, f := range Features() {
+		if f.Required && f.Err != nil {
+			return &FeatureError{Feature: f.Name, Remedy: f.Consequence}
+		}
 	}
-	return d, nil
+	return fmt.Errorf("load programs: %w", err)
+}
+
+// inherit takes note of what the process before left, once nobody else writes it.
+func (d *Datapath) inherit() (err error) {
+	if d.resumed {
+		if err := d.losses.resume(&d.objects); err != nil {
+			return err
+		}
+	}
+	d.ledger, err = openLedger(d.objects.Ledger, d.objects.Watchdog)
+	return err
 }
 
 // spec is the object, made for these options.
@@ -157,43 +239,6 @@ func (options *Options) spec() (*ebpf.CollectionSpec, error) {
 		spec.Maps[name].MaxEntries = size
 	}
 	return spec, nil
-}
-
-// Check tells whether Load would find something wrong, but for an agent that attends to what is pinned. It loads all of it and throws it away, and
-// changes nothing.
-func Check(options Options) error {
-	spec, err := options.spec()
-	if err != nil {
-		return err
-	}
-	d := &Datapath{cgroup: options.Cgroup}
-	if options.Pin != "" {
-		d.pins = &pins{dir: options.Pin}
-	}
-	old, err := d.pinned(spec)
-	if err != nil {
-		return err
-	}
-	defer closeMaps(old)
-	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: old})
-	if err != nil {
-		return fmt.Errorf("load programs: %w", err)
-	}
-	collection.Close()
-	return nil
-}
-
-// takeOver opens the maps that are pinned, if there are any and they fit.
-func (d *Datapath) takeOver(spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
-	if d.pins == nil {
-		return nil, nil
-	}
-	if err := d.pins.clear(); err != nil {
-		return nil, err
-	}
-	old, err := d.pinned(spec)
-	d.resumed = old != nil
-	return old, err
 }
 
 // pinned opens the maps of the set that is in force, if there is one and it fits. It changes nothing.

@@ -48,8 +48,14 @@ func (k *kernelSide) options(c *config.Config, mesh map[string]uint32) datapath.
 	}
 }
 
+// load loads the datapath, or goes on with what was prepared while another agent was there.
 func (k *kernelSide) load(options datapath.Options, c *config.Config) (err error) {
-	if k.datapath, err = datapath.Load(options); err != nil {
+	if k.datapath != nil {
+		err = k.datapath.Lock()
+	} else {
+		k.datapath, err = datapath.Load(options)
+	}
+	if err != nil {
 		return err
 	}
 	if k.enricher, err = enrich.New(k.cgroup.Mount, enrich.NewPeers(peerGroups(c.PeerGroups))); err != nil {

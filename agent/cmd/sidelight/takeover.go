@@ -37,7 +37,9 @@ func (n *node) takeOver(ctx context.Context, kernel datapath.Options, asked bool
 	case !asked || !errors.As(err, &locked):
 		return err
 	}
-	if err := datapath.Check(kernel); err != nil {
+	// Most of a start is done before there is no agent.
+	var err error
+	if n.datapath, err = datapath.Prepare(kernel); err != nil {
 		return err
 	}
 	if err := open(); err != nil {
