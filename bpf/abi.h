@@ -372,7 +372,8 @@ struct mesh_ledger {
 	struct mesh_logged logged[2];
 	__u64 agents; /* how many there were, this one included */
 	__u64 agent_pid; /* of the last, in its PID namespace */
-	__u64 stopped; /* it ended by itself: what it read is exported */
+	__u64 stopped; /* it ended by itself */
+	__u64 handed; /* position in the ring: what it read before it is exported, if it ended by itself */
 	__u64 generation; /* of the mesh that it put in force last, or was about to */
 	__u64 alone_ns; /* for how long there was none, in all */
 	__u8 version[64]; /* its version */

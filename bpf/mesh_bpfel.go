@@ -176,6 +176,7 @@ type meshMeshLedger struct {
 	Agents        uint64
 	AgentPid      uint64
 	Stopped       uint64
+	Handed        uint64
 	Generation    uint64
 	AloneNs       uint64
 	Version       [64]uint8

@@ -150,12 +150,7 @@ func (d *Datapath) unchanged() error {
 	if err != nil {
 		return fmt.Errorf("look at pinned map %s: %w", any, err)
 	}
-	prepared, err := d.objects.Ledger.Info()
-	if err != nil {
-		return fmt.Errorf("look at map %s: %w", any, err)
-	}
-	before, _ := prepared.ID() // the kernel has them since 4.13
-	if now, _ := pinned.ID(); now != before {
+	if now, _ := pinned.ID(); uint32(now) != d.ID() {
 		return changed
 	}
 	return nil
@@ -221,7 +216,7 @@ func (options *Options) spec() (*ebpf.CollectionSpec, error) {
 	}
 	for name, value := range map[string]any{
 		bpf.WakeupBytes: options.WakeupBytes, bpf.AttachedCgroup: id, bpf.FirstBytes: options.FirstBytes, bpf.Silent: silentBits(options.Silent),
-		bpf.RefuseBytes: uint64(options.RingBytes) / 2, bpf.FailClosed: uint64(options.FailClosed),
+		bpf.RefuseBytes: uint64(options.RingBytes) / 4, bpf.FailClosed: uint64(options.FailClosed),
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)
@@ -309,6 +304,7 @@ func (d *Datapath) SetSilent(kinds []connection.Kind) error {
 // that are, and are there already, each gets its new program in one step. Programs that others attached stay and go on running. After an error it is as
 // before.
 func (d *Datapath) Attach() error {
+	d.ledger.Alive() // before a program asks
 	if err := d.attachAll(); err != nil {
 		if d.resumed {
 			return errors.Join(err, d.Rollback())
@@ -436,6 +432,16 @@ func (d *Datapath) ReaderAsleep(asleep bool) error {
 // SetReadPosition says how far the ring was read, so that the programs know how much waits. Not safe for concurrent use.
 func (d *Datapath) SetReadPosition(position uint64) {
 	_ = d.objects.ReadPosition.Set(position) // one that is wrong costs wake-ups only
+}
+
+// ID is the same for all agents that attend to the same maps, and another for others of the same boot.
+func (d *Datapath) ID() uint32 {
+	info, err := d.objects.Ledger.Info()
+	if err != nil {
+		return 0
+	}
+	id, _ := info.ID()
+	return uint32(id)
 }
 
 // Ring returns the map that events come through.

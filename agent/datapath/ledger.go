@@ -36,6 +36,7 @@ type Ledger struct {
 	agents  uint64
 	meshGen uint64
 	stopped bool
+	handed  uint64
 	version string
 	alive   uint64
 	alone   time.Duration
@@ -58,7 +59,7 @@ func openLedger(ledger, watchdog *ebpf.Map) (_ *Ledger, err error) {
 	l.page, l.watchdog = (*bpf.Ledger)(unsafe.Pointer(&l.memory[0])), (*bpf.Watchdog)(unsafe.Pointer(&l.watched[0]))
 	l.counted = l.page.Counted[atomic.LoadUint64(&l.page.CountedNumber)&1]
 	l.logged = l.page.Logged[atomic.LoadUint64(&l.page.LoggedNumber)&1]
-	l.meshGen = l.page.Generation
+	l.meshGen, l.handed = l.page.Generation, l.page.Handed
 	l.agents, l.stopped, l.alive = l.page.Agents, l.page.Stopped != 0, atomic.LoadUint64(&l.watchdog.AliveNs)
 	l.version = text(l.page.Version[:])
 	return l, nil
@@ -117,6 +118,14 @@ func Monotonic() uint64 {
 	return uint64(now.Nano())
 }
 
+// HandedBefore is the position in the ring up to which the agent before handed on what it read; 0 if it did not stop by itself.
+func (l *Ledger) HandedBefore() uint64 {
+	if !l.stopped {
+		return 0
+	}
+	return l.handed
+}
+
 // Before returns what the agent before this one left: how far it had counted and logged, whether it stopped by itself, and how many agents there were
 // before. All of it is 0 for the first.
 func (l *Ledger) Before() (counted Counted, logged Logged, stopped bool, agents uint64) {
@@ -151,11 +160,12 @@ func (l *Ledger) Attended() (agents uint64, alone time.Duration) {
 	return l.page.Agents, time.Duration(l.page.AloneNs)
 }
 
-// Stopped notes that this agent ended by itself and has handed on all that it read.
-func (l *Ledger) Stopped() {
+// Stopped notes that this agent ended by itself, and has handed on what it read before a position in the ring.
+func (l *Ledger) Stopped(handed uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.page != nil {
+		l.page.Handed = handed
 		l.page.Stopped = 1
 	}
 }

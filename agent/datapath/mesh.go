@@ -282,8 +282,8 @@ func (d *Datapath) GuardNamespaces() (int, error) {
 		}
 		d.mesh.lookups[inode] = l
 	}
-	if err != nil { // what was not found may be there all the same
-		return len(d.mesh.lookups), errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil { // what was not found may be there all the same, and have a program of an earlier agent's
+		return len(d.mesh.lookups), err
 	}
 	for inode, l := range d.mesh.lookups {
 		if _, found := all[inode]; !found {

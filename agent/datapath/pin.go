@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"syscall"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -55,7 +56,10 @@ type PinError struct {
 
 func (e *PinError) Error() string { return fmt.Sprintf("%s: %s; %s", e.Path, e.Fault, e.Remedy) }
 
-const uninstallRemedy = "move away what is not Sidelight's, or take all of it off with: sidelight uninstall"
+const (
+	uninstallRemedy = "take all of it off with: sidelight uninstall"
+	foreignRemedy   = "move it away"
+)
 
 var setName = regexp.MustCompile(`^[0-9a-f]{16}$`)
 
@@ -73,12 +77,46 @@ func openPins(dir string) (*pins, error) {
 		return nil, fmt.Errorf("look at %s: %w; mount bpffs there, or choose another pin_directory", parent, err)
 	}
 	if fs.Type != unix.BPF_FS_MAGIC {
-		return nil, &PinError{parent, "it is not in a bpffs, where programs can be pinned", "mount one with: mount -t bpf bpf " + parent + ", or choose another pin_directory"}
+		return nil, &PinError{parent, "it is not in a bpffs, where programs can be pinned", "mount one with: mount -t bpf -o mode=700 bpf " + parent + ", or choose another pin_directory"}
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return nil, fmt.Errorf("make pin_directory: %w; is the bpffs mounted read-only?", err)
+	for {
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			return nil, fmt.Errorf("make pin_directory: %w; is the bpffs mounted read-only?", err)
+		}
+		p, err := lockPins(dir)
+		if err != nil {
+			return nil, err
+		}
+		// Somebody may have removed it, and made it anew, before it was locked.
+		if same, err := p.inPlace(); same {
+			return p, nil
+		} else if err != nil {
+			return nil, errors.Join(err, p.close())
+		}
+		if err := p.close(); err != nil {
+			return nil, err
+		}
 	}
-	return lockPins(dir)
+}
+
+// inPlace tells whether what is locked is the directory that the name leads to. One that somebody else may write to is an error: he could take programs off.
+func (p *pins) inPlace() (bool, error) {
+	locked, err := p.lock.Stat()
+	if err != nil {
+		return false, fmt.Errorf("look at pin_directory: %w", err)
+	}
+	stat, ok := locked.Sys().(*syscall.Stat_t)
+	if !ok || int(stat.Uid) != os.Geteuid() || locked.Mode().Perm()&0o022 != 0 {
+		return false, &PinError{p.dir, fmt.Sprintf("it is user %d's, with mode %v: others could take programs off", stat.Uid, locked.Mode().Perm()), "remove it, or choose another pin_directory"}
+	}
+	named, err := os.Lstat(p.dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look at pin_directory: %w", err)
+	}
+	return os.SameFile(locked, named), nil
 }
 
 func lockPins(dir string) (*pins, error) {
@@ -127,7 +165,7 @@ func (p *pins) sets() ([]string, error) {
 			sets = append(sets, e.Name())
 		case e.Name() == mountedBy && e.Type()&fs.ModeSymlink != 0:
 		default:
-			return nil, &PinError{filepath.Join(p.dir, e.Name()), "it is nothing that Sidelight pins", uninstallRemedy}
+			return nil, &PinError{filepath.Join(p.dir, e.Name()), "it is nothing that Sidelight pins", foreignRemedy}
 		}
 	}
 	return sets, nil
@@ -147,7 +185,7 @@ func (p *pins) content(set string) (maps, links []string, err error) {
 		case len(name) > len(linkPrefix) && name[:len(linkPrefix)] == linkPrefix && e.Type().IsRegular():
 			links = append(links, name[len(linkPrefix):])
 		default:
-			return nil, nil, &PinError{filepath.Join(p.dir, set, name), "it is nothing that Sidelight pins", uninstallRemedy}
+			return nil, nil, &PinError{filepath.Join(p.dir, set, name), "it is nothing that Sidelight pins", foreignRemedy}
 		}
 	}
 	return maps, links, nil
@@ -377,6 +415,15 @@ func unmountBPFFS(dir string) error {
 		return fmt.Errorf("unmount %s: %w", dir, err)
 	}
 	return nil
+}
+
+// Pinned tells whether programs are attached that are pinned in a directory.
+func Pinned(dir string) bool {
+	if dir == "" {
+		return false
+	}
+	set, err := (&pins{dir: dir}).find()
+	return err == nil && set != ""
 }
 
 // Free tells whether no agent attends to a directory: else it is a *LockedError. A directory that is not there is free.

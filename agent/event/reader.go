@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -79,9 +81,14 @@ type Reader struct {
 
 	mu    sync.Mutex
 	poked bool // the next wait is to end at once
-	// Who waits in Drain: asked is not yet seen by Run, armed waits for the next time the ring is found empty.
-	asked, armed []chan struct{}
+	// Who waits in Drain: asked is not yet seen by Run, armed is answered when the ring was read, and handed on, up to a position.
+	asked, armed []waiter
 	ended        bool
+}
+
+type waiter struct {
+	until uint64
+	done  chan struct{}
 }
 
 // batchEvents bounds how many events go by before HandleDrained is called on a ring that is never empty.
@@ -145,41 +152,67 @@ func (r *Reader) Close() error {
 
 // Drain returns when everything that was submitted before the call was handled, or when Run has ended. Safe for concurrent use.
 func (r *Reader) Drain(ctx context.Context) error {
-	done := make(chan struct{})
+	w := waiter{r.written(), make(chan struct{})}
 	r.mu.Lock()
 	if r.ended {
 		r.mu.Unlock()
 		return nil
 	}
-	r.asked = append(r.asked, done)
+	r.asked = append(r.asked, w)
 	r.mu.Unlock()
 	r.poke()
 	select {
-	case <-done:
+	case <-w.done:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-// empty is called when the ring was found empty. It answers who asked before the reading began that found it so, and says
-// whether someone asked since.
-func (r *Reader) empty() bool {
+// written is how far the ring was written; 0 once it is closed.
+func (r *Reader) written() uint64 {
+	r.open.RLock()
+	defer r.open.RUnlock()
+	if r.ring == nil {
+		return 0
+	}
+	return r.ring.written()
+}
+
+// arm is called before the ring is read: who asked before has what he waits for when that was handed on.
+func (r *Reader) arm() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, done := range r.armed {
-		close(done)
-	}
-	r.armed, r.asked = r.asked, nil
-	return len(r.armed) > 0
+	r.armed = append(r.armed, r.asked...)
+	r.asked = nil
+}
+
+// answer is called when all before a position was handed on.
+func (r *Reader) answer(position uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.armed = slices.DeleteFunc(r.armed, func(w waiter) bool {
+		if w.until > position {
+			return false
+		}
+		close(w.done)
+		return true
+	})
+}
+
+// awaited says whether somebody waits.
+func (r *Reader) awaited() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.armed)+len(r.asked) > 0
 }
 
 func (r *Reader) end() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.ended = true
-	for _, done := range append(r.armed, r.asked...) {
-		close(done)
+	for _, w := range append(r.armed, r.asked...) {
+		close(w.done)
 	}
 	r.armed, r.asked = nil, nil
 }
@@ -189,11 +222,16 @@ func (r *Reader) Run(ctx context.Context, h Handler) error {
 	stop := context.AfterFunc(ctx, r.poke)
 	defer stop()
 	defer r.end()
-	slept := false
+	const everything = ^uint64(0)
+	slept, until := false, uint64(everything)
 	for {
-		// Looked at before the ring is: what was submitted before the end was asked for is read.
+		// Looked at before the ring is: what was submitted before the end was asked for is read, and no more, because programs that stay go on.
 		stopping := ctx.Err() != nil
-		found, open := r.drain(h)
+		if stopping && until == everything {
+			until = r.written()
+		}
+		r.arm()
+		found, open := r.drain(h, until)
 		if !open {
 			h.HandleDrained(false)
 			return nil
@@ -203,11 +241,11 @@ func (r *Reader) Run(ctx context.Context, h Handler) error {
 			r.handled(h, true)
 		}
 		r.open.RUnlock()
-		asked := r.empty()
-		if stopping {
+		if stopping && r.position.Load() >= until {
 			return nil
 		}
-		if asked {
+		if stopping || r.awaited() {
+			runtime.Gosched() // an event is about to be there
 			continue
 		}
 		// A sleep is followed by a look after one interval at least: the handler may have begun something that it ends then.
@@ -220,8 +258,8 @@ func (r *Reader) Run(ctx context.Context, h Handler) error {
 	}
 }
 
-// drain reads the ring empty, and says whether there was anything in it, and whether it is still open.
-func (r *Reader) drain(h Handler) (found, open bool) {
+// drain reads the ring empty, or up to a position, and says whether there was anything in it, and whether it is still open.
+func (r *Reader) drain(h Handler, until uint64) (found, open bool) {
 	r.open.RLock()
 	defer r.open.RUnlock()
 	if r.ring == nil {
@@ -230,7 +268,7 @@ func (r *Reader) drain(h Handler) (found, open bool) {
 	pending := 0
 	for position := r.position.Load(); ; {
 		sample, after := r.ring.next(position)
-		if after == position {
+		if after == position || position >= until {
 			return found, true
 		}
 		position = after
@@ -283,14 +321,20 @@ func (r *Reader) handled(h Handler, empty bool) {
 	if released > r.ring.released() {
 		r.ring.release(released)
 	}
+	r.answer(position)
 }
 
-// Release gives back the room of all that was read, whatever Progress says. Call it when Run has ended and everything has left.
-func (r *Reader) Release() {
+// Release gives back the room of what was read up to a position, whatever Progress says. Call it when Run has ended.
+func (r *Reader) Release(position uint64) {
 	r.open.RLock()
 	defer r.open.RUnlock()
-	if r.ring != nil {
-		r.ring.release(r.position.Load())
+	if r.ring == nil {
+		return
+	}
+	for _, p := range append(r.held, r.position.Load()) {
+		if p <= position {
+			r.ring.release(max(p, r.ring.released()))
+		}
 	}
 }
 
@@ -342,7 +386,8 @@ func (r *Reader) wait(most time.Duration) {
 	waited := false
 	// Whatever ends it, the ring is looked at.
 	_ = r.conn.Read(func(uintptr) bool {
-		done := waited
+		// What came since the last look, and has woken this file before it was waited for, does not do so again.
+		done := waited || r.Pending() > 0
 		waited = true
 		return done
 	})

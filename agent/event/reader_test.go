@@ -10,14 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What is in the ring when someone asks may be found by a reading that began before. So an answer takes two: one that begins after
-// the question, and the one that finds the ring empty.
-func TestEmptyAnswersWhoAskedBefore(t *testing.T) {
+// Who asks gets his answer from a reading that began after the question, and that has handed on what was there then, however much comes meanwhile.
+func TestAnswers(t *testing.T) {
 	r := new(Reader)
-	ask := func() chan struct{} {
-		done := make(chan struct{})
-		r.asked = append(r.asked, done)
-		return done
+	ask := func(until uint64) chan struct{} {
+		w := waiter{until, make(chan struct{})}
+		r.asked = append(r.asked, w)
+		return w.done
 	}
 	answered := func(done chan struct{}) bool {
 		select {
@@ -27,24 +26,25 @@ func TestEmptyAnswersWhoAskedBefore(t *testing.T) {
 			return false
 		}
 	}
-	if r.empty() {
-		t.Error("someone asks, but nobody did")
+	if r.awaited() {
+		t.Error("someone waits, but nobody asked")
 	}
-	first := ask()
-	if !r.empty() {
-		t.Error("nobody asks, but the first did")
-	}
-	if answered(first) {
+	first := ask(100)
+	r.answer(100)
+	if answered(first) || !r.awaited() {
 		t.Error("the first has its answer from a reading that may have begun before the question")
 	}
-	second := ask()
-	if !r.empty() {
-		t.Error("nobody asks, but the second did")
+	r.arm()
+	second := ask(100)
+	r.answer(99)
+	if answered(first) {
+		t.Error("the first has its answer, and not all that it asked for was read")
 	}
-	if !answered(first) || answered(second) {
-		t.Errorf("after the next reading the first has its answer: %v, the second: %v", answered(first), answered(second))
+	r.answer(101)
+	if !answered(first) || answered(second) || !r.awaited() {
+		t.Errorf("after the reading the first has its answer: %v, the second: %v", answered(first), answered(second))
 	}
-	third := ask()
+	third := ask(200)
 	r.end()
 	if !answered(second) || !answered(third) {
 		t.Errorf("after the end the second has its answer: %v, the third: %v", answered(second), answered(third))

@@ -63,6 +63,7 @@ type Pipeline struct {
 	sweepFail   bool             // the last sweep failed, and the log has it
 	swept       time.Time        // when the last sweep was
 	lossy       bool             // a close was lost since the last sweep over all
+	inherits    bool             // no sums of lost events were read yet, and they are of connections that somebody else has in his gauges
 	sweeping    bool             // what the last sweep did not see is still to be forgotten
 	connections atomic.Int64
 }
@@ -79,6 +80,7 @@ func New(options Options) *Pipeline {
 	if options.Inherited != 0 {
 		p.tracker.Inherit(options.Inherited)
 		p.lossy = true // the first sweep tells of all: what is open is to be in the gauges
+		p.inherits = true
 	}
 	return p
 }
@@ -207,6 +209,13 @@ func (p *Pipeline) handleLosses() {
 		slog.Error("read sums of lost events", "error", err)
 	}
 	p.lossesFail = err != nil
+	if p.inherits && err == nil {
+		// Those that are open now come with the sweep that follows.
+		p.inherits = false
+		for i := range losses {
+			losses[i].ConnectingDown, losses[i].OpenDown = 0, 0
+		}
+	}
 	if len(losses) == 0 {
 		return
 	}

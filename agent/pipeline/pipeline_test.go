@@ -378,3 +378,28 @@ func TestSweepTellsNews(t *testing.T) {
 		t.Errorf("%d connections, want %d", p.Connections(), len(swept))
 	}
 }
+
+// TestInheritedLosses: what was lost before this process read sums for the first time had been told to another, and is in no gauge of this one.
+func TestInheritedLosses(t *testing.T) {
+	for _, inherited := range []uint64{0, 5} {
+		got := new(lossSink)
+		p := New(Options{
+			Limit: 10, Clock: ticking(), Identify: identify, LossSinks: []LossSink{got}, Inherited: inherited,
+			Losses: func() ([]connection.Loss, error) {
+				return []connection.Loss{{Role: connection.Client, Closed: 3, OpenDown: 2, ConnectingDown: 1}}, nil
+			},
+		})
+		p.HandleDrained(false)
+		p.HandleDrained(false)
+		if len(got.losses) != 2 {
+			t.Fatalf("%d losses", len(got.losses))
+		}
+		first, second := got.losses[0][0], got.losses[1][0]
+		if down := first.OpenDown + first.ConnectingDown; first.Closed != 3 || (down == 0) != (inherited != 0) {
+			t.Errorf("inherited %d: the first is %+v", inherited, first)
+		}
+		if second.Closed != 3 || second.OpenDown != 2 || second.ConnectingDown != 1 {
+			t.Errorf("inherited %d: the second is %+v", inherited, second)
+		}
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 )
 
@@ -46,20 +47,25 @@ func ListenControl(path string) (*Control, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("protect the control socket: %w", err), listener.Close(), os.Remove(temporary))
 	}
-	return &Control{listener: &unlinking{listener, path}, server: &http.Server{ReadHeaderTimeout: 10 * time.Second}}, nil
+	return &Control{listener: &unlinking{Listener: listener, path: path}, server: &http.Server{ReadHeaderTimeout: 10 * time.Second}}, nil
 }
 
 // unlinking removes the socket's file when it is closed.
 type unlinking struct {
 	net.Listener
 	path string
+	once sync.Once
 }
 
 func (u *unlinking) Close() error {
-	err := u.Listener.Close()
-	if removed := os.Remove(u.path); !errors.Is(removed, os.ErrNotExist) {
-		err = errors.Join(err, removed)
-	}
+	err := net.ErrClosed
+	// Once: the path may be another agent's by the second time.
+	u.once.Do(func() {
+		err = u.Listener.Close()
+		if removed := os.Remove(u.path); !errors.Is(removed, os.ErrNotExist) {
+			err = errors.Join(err, removed)
+		}
+	})
 	return err
 }
 

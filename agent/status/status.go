@@ -8,15 +8,21 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"sync"
 	"sync/atomic"
 	"time"
 )
 
 // Server answers /healthz, /readyz, /metrics, /audit and /debug/pprof.
 type Server struct {
-	listener net.Listener
-	server   *http.Server
-	ready    atomic.Bool
+	address string
+	server  *http.Server
+	ready   atomic.Bool
+	closed  chan struct{}
+	closing sync.Once
+
+	mu       sync.Mutex
+	listener net.Listener // nil: not yet
 }
 
 // Listen takes the address, so that one in use shows before anything else is done. It serves nothing yet.
@@ -25,11 +31,48 @@ func Listen(address string) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for metrics: %w; choose another with --metrics-address HOST:PORT", err)
 	}
-	return &Server{listener: listener, server: &http.Server{ReadHeaderTimeout: 10 * time.Second}}, nil
+	s := Later(address)
+	s.listener = listener
+	return s, nil
 }
 
-// Address returns where the server listens.
-func (s *Server) Address() string { return s.listener.Addr().String() }
+// Later returns a server whose address somebody else has. It takes it when it can, once it serves.
+func Later(address string) *Server {
+	return &Server{address: address, server: &http.Server{ReadHeaderTimeout: 10 * time.Second}, closed: make(chan struct{})}
+}
+
+// Address returns where the server listens, or is to listen. Safe for concurrent use.
+func (s *Server) Address() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.listener == nil {
+		return s.address
+	}
+	return s.listener.Addr().String()
+}
+
+// retryInterval is how often an address that somebody else has is tried.
+const retryInterval = time.Second
+
+// listen returns the listener, as soon as there can be one; nil after Shutdown.
+func (s *Server) listen() net.Listener {
+	for {
+		s.mu.Lock()
+		if s.listener == nil {
+			s.listener, _ = net.Listen("tcp", s.address) // it was said why not
+		}
+		l := s.listener
+		s.mu.Unlock()
+		if l != nil {
+			return l
+		}
+		select {
+		case <-s.closed:
+			return nil
+		case <-time.After(retryInterval):
+		}
+	}
+}
 
 // SetReady decides what /readyz says. Safe for concurrent use.
 func (s *Server) SetReady(ready bool) { s.ready.Store(ready) }
@@ -53,7 +96,11 @@ func (s *Server) Serve(metrics, audit http.Handler) error {
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	s.server.Handler = mux
-	if err := s.server.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+	listener := s.listen()
+	if listener == nil {
+		return nil
+	}
+	if err := s.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve metrics: %w", err)
 	}
 	return nil
@@ -65,6 +112,11 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	if err != nil {
 		err = errors.Join(err, s.server.Close()) // who still asks, such as for a long profile, is cut
 	}
-	s.listener.Close() // for a server that never served; else it is closed already
+	s.closing.Do(func() { close(s.closed) })
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.listener != nil {
+		s.listener.Close() // for a server that never served; else it is closed already
+	}
 	return err
 }

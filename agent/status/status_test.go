@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 )
@@ -218,5 +219,47 @@ func TestServeError(t *testing.T) {
 	}
 	if want := "serve metrics: accept tcp " + s.Address() + ": use of closed network connection"; err.Error() != want {
 		t.Errorf("error is %q, want %q", err, want)
+	}
+}
+
+// TestLater has a server wait for an address that somebody else has.
+func TestLater(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := Later(taken.Addr().String())
+	s.SetReady(true)
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(http.NotFoundHandler(), http.NotFoundHandler()) }()
+	if err := taken.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		response, err := http.Get("http://" + s.Address() + "/readyz")
+		if err == nil {
+			response.Body.Close()
+			if response.StatusCode == http.StatusOK {
+				break
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("it does not serve: %v", err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	never := Later("127.0.0.1:1") // nobody gets it, or it is taken: either way it ends
+	go func() { served <- never.Serve(http.NotFoundHandler(), http.NotFoundHandler()) }()
+	if err := never.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
 	}
 }

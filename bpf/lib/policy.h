@@ -125,10 +125,6 @@ static __always_inline void policy_decide(struct mesh_decision *decision, const 
 	decision->rule = MESH_NO_RULE;
 	decision->dry_rule = MESH_NO_RULE;
 	decision->verdict = MESH_VERDICT_DENY;
-	if (policy_is_unattended()) {
-		decision->verdict = MESH_VERDICT_UNATTENDED;
-		return;
-	}
 	set = bpf_map_lookup_elem(&policy_sets, &index);
 	source = policy_rules_by_source(q);
 	port = policy_rules_by_port(q);
@@ -171,6 +167,19 @@ static __always_inline void policy_decide(struct mesh_decision *decision, const 
 		}
 		policy_count(index, rule, verdict, dry);
 	}
+}
+
+/* The same of a connection that is to be made: while an agent has been missing for too long there is none. */
+static __always_inline void policy_admit(struct mesh_decision *decision, const struct policy_question *q)
+{
+	if (!policy_is_unattended()) {
+		policy_decide(decision, q);
+		return;
+	}
+	decision->policy_set = q->set;
+	decision->rule = MESH_NO_RULE;
+	decision->dry_rule = MESH_NO_RULE;
+	decision->verdict = MESH_VERDICT_UNATTENDED;
 }
 
 #endif

@@ -32,8 +32,8 @@ static __always_inline void refuse_lost(const struct mesh_event *event, const st
 /* Of the event's flags. */
 #define REFUSE_FLAGS (MESH_DECIDED | MESH_REFUSED_HERE)
 
-/* Pending bytes above which a refusal is told as sums only. Set at load, to half of the ring. */
-const volatile __u64 refuse_bytes = 2 << 20;
+/* Unread bytes above which a refusal is told as sums only. Set at load, to a quarter of the ring: half of it may be read and not given back yet. */
+const volatile __u64 refuse_bytes = 1 << 20;
 
 /* Tells of it. event: who, where and why, and REFUSE_FLAGS; its times are those of the call. */
 static __always_inline void refuse_tell(const struct mesh_event *event, const struct mesh_decision *decision)
@@ -54,7 +54,7 @@ static __always_inline void refuse_tell(const struct mesh_event *event, const st
 	}
 	/* A refusal costs who asks for it next to nothing: a loop of them is not to take the room of everybody's connections. */
 	out = NULL;
-	if (bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) < refuse_bytes)
+	if (bpf_ringbuf_query(&events, BPF_RB_PROD_POS) - read_position < refuse_bytes)
 		out = bpf_ringbuf_reserve(&events, sizeof(*out), 0);
 	if (!out) {
 		account_add(reserve_failed[MESH_CLOSE]);

@@ -27,11 +27,16 @@ const writeBytes = 64 << 10
 // Log is a pipeline.Sink that writes lines from a goroutine of its own.
 type Log struct {
 	// Noted, if set before Run, hears that the lines of all connections before a position (see Mark) are written, and to which file; nil: to none. What the
-	// file has beyond its size of that moment is of later positions.
+	// file has beyond its size of that moment is of later positions. It is called by one goroutine at a time.
 	Noted func(position uint64, file *os.File)
 
 	queue *queue.Queue
 	boot  attribute.Boot
+
+	// writing is held while lines are written that the queue does not know yet to be done: then the file has more than what is marked.
+	writing   sync.Mutex
+	noted     uint64 // with writing
+	notedFile *os.File
 
 	mu   sync.Mutex
 	out  io.Writer
@@ -98,8 +103,10 @@ func (l *Log) Run() {
 	for {
 		batches, ok := l.queue.Next(context.Background())
 		if !ok {
+			l.note()
 			return
 		}
+		l.writing.Lock()
 		lines := uint64(0)
 		for _, batch := range batches {
 			for i := range batch {
@@ -115,23 +122,42 @@ func (l *Log) Run() {
 		for _, batch := range batches {
 			l.queue.Done(len(batch))
 		}
+		l.writing.Unlock()
 		l.note()
 	}
 }
 
+// note says how far the log is, if that is known and new. While lines are written, who writes does it afterwards.
 func (l *Log) note() {
 	if l.Noted == nil {
 		return
 	}
-	if position, exact := l.queue.Marked(); exact {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.Noted(position, l.file)
+	for l.writing.TryLock() {
+		known := l.noteExact()
+		l.writing.Unlock()
+		// Whoever came meanwhile went away again.
+		if position, exact := l.queue.Marked(); !exact || position == known {
+			return
+		}
 	}
 }
 
+// noteExact returns the position that was said last.
+func (l *Log) noteExact() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if position, exact := l.queue.Marked(); exact && (position != l.noted || l.file != l.notedFile) {
+		l.noted, l.notedFile = position, l.file
+		l.Noted(position, l.file)
+	}
+	return l.noted
+}
+
 // Mark says that all connections that ended before a position were given to Consume. Positions only grow.
-func (l *Log) Mark(position uint64) { l.queue.Mark(position) }
+func (l *Log) Mark(position uint64) {
+	l.queue.Mark(position)
+	l.note()
+}
 
 // Marked returns the last position that Mark was told of whose lines are all written, or lost.
 func (l *Log) Marked() uint64 {

@@ -168,7 +168,7 @@ func TestFlushWaitsForWhatTheBackendTakes(t *testing.T) {
 	uids, spans := s.give(n)
 	s.Close()
 	<-handedOn
-	if queued := c.Flush(fixture.Deadline); queued != 0 {
+	if queued := c.Flush(t.Context(), fixture.Deadline); queued != 0 {
 		t.Errorf("%d still queued, and the backend takes all", queued)
 	}
 	if !maps.Equal(b.uids(), uids) || !maps.Equal(b.spans(), spans) || b.attempts() != n {
@@ -184,7 +184,7 @@ func TestFlushGivesUpOnABackendThatIsDown(t *testing.T) {
 	c := toBackend(t, s, o, t.TempDir())
 	handedOn := make(chan struct{})
 	c.options.Mesh.OnEnd = func() { close(handedOn) }
-	if got := c.Flush(fixture.Deadline); got != 0 {
+	if got := c.Flush(t.Context(), fixture.Deadline); got != 0 {
 		t.Errorf("%d queued before the start", got)
 	}
 	if err := c.Start(t.Context()); err != nil {
@@ -194,7 +194,7 @@ func TestFlushGivesUpOnABackendThatIsDown(t *testing.T) {
 	s.Close()
 	<-handedOn
 	began := time.Now()
-	if queued := c.Flush(patience); queued != n {
+	if queued := c.Flush(t.Context(), patience); queued != n {
 		t.Errorf("%d queued, want %d", queued, n)
 	}
 	if waited := time.Since(began); waited < patience {

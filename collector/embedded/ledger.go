@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"context"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -157,8 +158,8 @@ func (c *Collector) Stats() map[string]Stats {
 }
 
 // Flush waits until the exporters' queues are empty, and returns how much is still queued when there was no progress for the
-// given time: the backend is down.
-func (c *Collector) Flush(patience time.Duration) (queued int64) {
+// given time, because the backend is down, or when the context ends.
+func (c *Collector) Flush(ctx context.Context, patience time.Duration) (queued int64) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	var doneBefore int64
@@ -178,6 +179,8 @@ func (c *Collector) Flush(patience time.Duration) (queued int64) {
 		}
 		select {
 		case <-tick.C:
+		case <-ctx.Done():
+			return queued
 		case <-c.done:
 			return queued
 		}

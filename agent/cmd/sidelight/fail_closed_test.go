@@ -16,6 +16,9 @@ func TestFailClosed(t *testing.T) {
 	if got := w.web.do(meshOrder{To: to, Count: 3}); got.Answers[serverV4(1)] != 3 {
 		t.Fatalf("with an agent: %+v", got)
 	}
+	if got := w.web.do(meshOrder{To: to, Count: 2, Hold: true}); got.Answers[serverV4(1)] != 2 {
+		t.Fatalf("to be held: %+v", got)
+	}
 	w.kill()
 	if got := w.web.do(meshOrder{To: to, Count: 3}); got.Answers[serverV4(1)] != 3 {
 		t.Errorf("without an agent: %+v", got)
@@ -29,6 +32,10 @@ func TestFailClosed(t *testing.T) {
 	w.startOf(program, "--config", config)
 	if got := w.web.do(meshOrder{To: to, Count: 3}); got.Answers[serverV4(1)] != 3 {
 		t.Errorf("with an agent again: %+v", got)
+	}
+	// What was open has been open all the time.
+	if got := w.web.do(meshOrder{Release: true}); got.Cut != 0 {
+		t.Errorf("%d of 2 open connections were cut", got.Cut)
 	}
 	var verdicts []string
 	for _, l := range readMeshLines(t, w.access) {

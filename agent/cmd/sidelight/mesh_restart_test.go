@@ -82,7 +82,7 @@ func (w *restartWorld) check() {
 		k.Closed["server"] != uint64(w.made) || k.Refused["client"] != uint64(w.denied) {
 		t.Errorf("of %d connections and %d refusals: %+v", w.made, w.denied, r)
 	}
-	// While more than half of the ring waits, refusals are told as sums.
+	// While more than a quarter of the ring is unread, refusals are told as sums.
 	want := 2*w.made + w.denied - int(r.Kernel.Aggregated+r.Kernel.Totalled)
 	w.linesOnce(want)
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sidelight-mesh/sidelight/agent/config"
+	"github.com/sidelight-mesh/sidelight/agent/datapath"
 	"github.com/sidelight-mesh/sidelight/agent/event"
 	"github.com/sidelight-mesh/sidelight/agent/pipeline"
 	"github.com/sidelight-mesh/sidelight/agent/status"
@@ -82,8 +83,15 @@ func (n *node) prepare(ctx context.Context, options nodeOptions) error {
 	if err := n.takeOver(ctx, kernel, options.takeover); err != nil {
 		return err
 	}
-	if n.server, err = status.Listen(n.config.MetricsAddress); err != nil {
-		return err
+	if n.server == nil {
+		if n.server, err = status.Listen(n.config.MetricsAddress); err != nil && n.datapath == nil && !datapath.Pinned(kernel.Pin) {
+			return err
+		}
+	}
+	if err != nil {
+		// There are programs that need an agent, with or without its metrics.
+		n.logger.Error("nobody can read metrics yet", "error", err)
+		n.server = status.Later(n.config.MetricsAddress)
 	}
 	if n.mesh != nil || n.config.PinDirectory != config.Off {
 		if n.control, err = status.ListenControl(filepath.Join(n.config.StateDirectory, controlSocket)); err != nil {
@@ -170,7 +178,6 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	n.keepBudget(budgetCtx)
 	meshCtx, stopMesh := context.WithCancel(readCtx)
 	defer stopMesh()
-	n.mesh.start(meshCtx)
 	aliveCtx, stopAlive := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopAlive()
 	n.succession.keepAlive(aliveCtx)
@@ -178,6 +185,7 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	if err := n.commit(ctx); err != nil {
 		failed <- err
 	} else {
+		n.mesh.start(meshCtx) // which changes what a way back would need
 		n.server.SetReady(true)
 		supervisor.ready()
 	}
@@ -243,9 +251,11 @@ func (n *node) wait(ctx context.Context, failed <-chan error) error {
 }
 
 // handOnTime is how long the mesh receiver may take for what is queued; a pipeline that refuses all of it would take for ever.
-// flushPatience is how long exporters that make no progress are waited for.
+// flushTime is how long exporters may take for what they have: a queue on disk has all that an outage left, and keeps it. flushPatience is how long those
+// that make no progress are waited for.
 const (
 	handOnTime    = 5 * time.Second
+	flushTime     = 10 * time.Second
 	flushPatience = time.Second
 )
 
@@ -254,7 +264,9 @@ const (
 func (n *node) stopCollector() error {
 	ctx, cancel := context.WithTimeout(context.Background(), handOnTime)
 	defer cancel()
-	queued, _, err := n.outputs.stopCollector(ctx, flushPatience)
+	flush, cancelFlush := context.WithTimeout(context.Background(), handOnTime+flushTime)
+	defer cancelFlush()
+	queued, _, err := n.outputs.stopCollector(ctx, flush, flushPatience)
 	if queued > 0 {
 		n.logger.Warn("the OTLP backend does not take what is queued, it waits on disk for the next start", "items", queued)
 	}
@@ -264,12 +276,13 @@ func (n *node) stopCollector() error {
 // release frees what prepare took, in reverse. Safe twice.
 func (n *node) release() {
 	n.mesh.release()
-	n.kernelSide.release()
+	// Before what is pinned is let go of: then the socket is the next agent's.
 	if n.control != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		_ = n.control.Shutdown(ctx)
 		cancel()
 	}
+	n.kernelSide.release()
 	if n.server != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		_ = n.server.Shutdown(ctx)

@@ -40,6 +40,8 @@ type outputs struct {
 	builtIn bool
 	// received says that the mesh receiver was started.
 	received atomic.Bool
+	// handed is the position in the ring before which everything had been handed on when the collector was stopped.
+	handed uint64
 	// handedOn is closed when the mesh receiver has given everything to the exporters.
 	handedOn chan struct{}
 }
@@ -50,6 +52,13 @@ type records struct{ logs, traces *queue.Queue }
 func (r records) wait() {
 	r.logs.Wait()
 	r.traces.Wait()
+}
+
+// handedOn is the position in the ring before which nobody has a record any more.
+func (r records) handedOn() uint64 {
+	logs, _ := r.logs.Marked()
+	traces, _ := r.traces.Marked()
+	return min(logs, traces)
 }
 
 func (r records) close() {
@@ -157,9 +166,9 @@ func (o *outputs) finished(slow time.Duration) []pipeline.Sink {
 	return []pipeline.Sink{o.gate}
 }
 
-// stopCollector lets the receiver take what is queued until the context ends, and the exporters send it while they make progress.
+// stopCollector lets the receiver take what is queued until a context ends, and the exporters send it while they make progress and until another one ends.
 // It returns what they still have and what they gave up on, in all signals.
-func (o *outputs) stopCollector(ctx context.Context, patience time.Duration) (queued, failed int64, err error) {
+func (o *outputs) stopCollector(ctx, flush context.Context, patience time.Duration) (queued, failed int64, err error) {
 	if o.collector == nil {
 		return 0, 0, nil
 	}
@@ -169,10 +178,12 @@ func (o *outputs) stopCollector(ctx context.Context, patience time.Duration) (qu
 	}
 	select {
 	case <-o.handedOn:
-		queued = o.collector.Flush(patience)
+		queued = o.collector.Flush(flush, patience)
 	case <-o.collector.Done():
 	case <-ctx.Done():
 	}
+	// What is dropped from here on can be had from the ring once more.
+	o.handed = o.records.handedOn()
 	for _, s := range o.collector.Stats() {
 		failed += s.Failed + s.Rejected
 	}

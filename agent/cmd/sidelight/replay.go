@@ -180,7 +180,7 @@ func (r *replayer) run(ctx context.Context) error {
 		}
 		err = errors.Join(err, waitWithin(&writing, writeTime))
 	}
-	queued, refused, stopErr := r.stopCollector(ctx, replayPatience)
+	queued, refused, stopErr := r.stopCollector(ctx, ctx, replayPatience)
 	return errors.Join(err, stopErr, r.writeMetrics(), r.complete(err, queued, refused))
 }
 

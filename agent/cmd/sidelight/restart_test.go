@@ -1,7 +1,9 @@
 package main
 
 import (
+	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -74,4 +76,36 @@ func TestRestart(t *testing.T) {
 	if _, err := os.Stat(l.pins); !os.IsNotExist(err) {
 		t.Errorf("pins are left: %v", err)
 	}
+}
+
+// TestRestartWithoutBackend stops an agent whose pipeline has taken nothing and has no queue: what it read stays in the ring, and goes out with the next.
+func TestRestartWithoutBackend(t *testing.T) {
+	needRoot(t)
+	cgroup := newCgroup(t, "client", "server")
+	p := newPeers(t, cgroup)
+	grpc := freePort(t)
+	collector := filepath.Join(t.TempDir(), "collector.yaml")
+	writeFile(t, collector, fmt.Sprintf(`receivers: {mesh: {}}
+exporters: {otlp_grpc: {endpoint: %q, tls: {insecure: true}, sending_queue: {enabled: false}, retry_on_failure: {enabled: false}, timeout: 1s}}
+service:
+  pipelines:
+    logs: {receivers: [mesh], exporters: [otlp_grpc]}
+    traces: {receivers: [mesh], exporters: [otlp_grpc]}
+`, grpc))
+	l := newLasting(t, cgroup, "--otel-config", collector)
+	l.restart()
+	p.connect(20)
+	l.checkLast(20)
+	l.stop()
+	b := startBackend(t, grpc, freePort(t))
+	l.restart()
+	p.connect(5)
+	l.checkLast(25)
+	eventually(t, "records of all connections", func() error {
+		if r := b.Received(); r.UniqueLogs != 50 || r.Logs != 50 || r.Spans != 50 {
+			return fmt.Errorf("%d logs, %d of them different, and %d spans, want 50", r.Logs, r.UniqueLogs, r.Spans)
+		}
+		return nil
+	})
+	l.stop()
 }

@@ -154,7 +154,7 @@ func mountBPFFS(c *config.Config, logger *slog.Logger) (mounted bool, err error)
 			logger.Info("mounted bpffs", "at", datapath.BPFFS)
 		}
 	case c.Mesh.Path != "" || c.OnExit == config.OnExitKeep:
-		return false, fmt.Errorf("%w; mount it with: mount -t bpf bpf %s, or say pin_directory: off, and the data path ends with the agent", err, datapath.BPFFS)
+		return false, fmt.Errorf("%w; mount it with: mount -t bpf -o mode=700 bpf %s, or say pin_directory: off, and the data path ends with the agent", err, datapath.BPFFS)
 	default:
 		logger.Warn("bpffs is not there, and was not mounted: the data path ends with this process", "error", err)
 		c.PinDirectory = config.Off

@@ -34,7 +34,8 @@ type succession struct {
 	logged  datapath.Logged
 	agents  uint64 // before this one
 	resumed bool
-	ended   bool // the one before stopped by itself
+	ended   bool   // the one before stopped by itself
+	handed  uint64 // and had handed on what it read before this position
 	alive   sync.WaitGroup
 
 	written map[string]struct{} // uids of lines that the one before wrote after it last said how far it was
@@ -55,6 +56,7 @@ func (n *node) succeed() error {
 		}
 	}
 	s.counted, s.logged, s.ended, s.agents = s.ledger.Before()
+	s.handed = s.ledger.HandedBefore()
 	if !s.resumed {
 		return nil
 	}
@@ -66,6 +68,7 @@ func (n *node) succeed() error {
 		}
 	}
 	n.reader.Counted = s.counted.Position
+	n.datapath.SetReadPosition(s.counted.Position) // programs that are about to be attached have their own
 	if n.log != nil {
 		if err := s.readLog(n.config.AccessLog); err != nil {
 			return err
@@ -80,9 +83,10 @@ const stateFile = "sums.json"
 
 // savedSums is its content.
 type savedSums struct {
-	Boot   string      `json:"boot"`
-	Agents uint64      `json:"agents"` // how many there were, with the one that wrote it
-	Edges  []edge.Edge `json:"edges"`
+	Boot     string      `json:"boot"`
+	DataPath uint32      `json:"data_path"` // id of a map of it
+	Agents   uint64      `json:"agents"`    // how many there were, with the one that wrote it
+	Edges    []edge.Edge `json:"edges"`
 }
 
 func (s *succession) statePath() string { return filepath.Join(s.n.config.StateDirectory, stateFile) }
@@ -100,14 +104,14 @@ func (s *succession) restore() {
 	switch {
 	case err != nil:
 		s.n.logger.Warn("counters begin anew", "error", fmt.Errorf("read the sums of the agent before: %w", err))
-	case s.ended && saved.Boot == s.n.bootID && saved.Agents == s.agents:
+	case s.ended && saved.Boot == s.n.bootID && saved.DataPath == s.n.datapath.ID() && saved.Agents == s.agents:
 		s.n.edges.Restore(saved.Edges)
 	}
 }
 
 // save writes the sums for the next agent.
 func (s *succession) save() error {
-	text, err := json.Marshal(savedSums{Boot: s.n.bootID, Agents: s.agents + 1, Edges: s.n.edges.Snapshot().Edges})
+	text, err := json.Marshal(savedSums{Boot: s.n.bootID, DataPath: s.n.datapath.ID(), Agents: s.agents + 1, Edges: s.n.edges.Snapshot().Edges})
 	if err == nil {
 		err = os.MkdirAll(s.n.config.StateDirectory, 0o700)
 	}
@@ -154,9 +158,7 @@ func (s *succession) HandedOn() uint64 {
 		to = min(to, s.n.log.Marked())
 	}
 	if s.n.collector != nil {
-		logs, _ := s.n.records.logs.Marked()
-		traces, _ := s.n.records.traces.Marked()
-		to = min(to, logs, traces)
+		to = min(to, s.n.records.handedOn())
 	}
 	return to
 }
@@ -169,7 +171,7 @@ func (s *succession) takeAgain(batch []enrich.Record, position uint64) {
 			s.n.log.Consume(batch)
 		}
 	}
-	if s.n.collector != nil && !s.ended {
+	if s.n.collector != nil && position > s.handed {
 		s.again.handed.Add(1)
 		s.n.records.logs.Consume(batch)
 		s.n.records.traces.Consume(batch)
@@ -182,29 +184,80 @@ func (s *succession) closes() (log, exporters uint64) {
 	return own + s.again.logged.Load(), own + s.again.handed.Load()
 }
 
-// readLog finds out which lines the agent before had written when it ended, of those that it had not said of. A line that it could not end is cut off:
-// its connection is still in the ring. A log that is no file has no memory, and may get some lines twice.
+// readLog finds out which lines the agent before had written when it ended, of those that it had not said of. A log that is no file has no memory, and may
+// get some lines twice.
 func (s *succession) readLog(path string) error {
-	if s.ended || s.logged.Device == 0 {
+	s.written = make(map[string]struct{})
+	if s.ended {
 		return nil
 	}
-	f, err := s.fileOf(path)
-	if err != nil || f == nil {
+	noted, err := s.notedFile(path)
+	if err != nil {
 		return err
 	}
-	defer f.Close()
-	if _, err := f.Seek(int64(s.logged.Size), io.SeekStart); err != nil {
+	if noted != nil {
+		defer noted.Close()
+		if err := s.readLines(noted, int64(s.logged.Size)); err != nil {
+			return err
+		}
+	}
+	current, err := openLog(path)
+	if err != nil || current == nil {
+		return err
+	}
+	defer current.Close()
+	if noted != nil {
+		if same, err := sameFile(noted, current); same || err != nil {
+			return err
+		}
+	}
+	// It was opened since, or made. What is not said of fits into the ring, and no line has a hundred times its record's bytes.
+	info, err := current.Stat()
+	if err != nil {
 		return fmt.Errorf("read the end of the access log: %w", err)
 	}
-	s.written = make(map[string]struct{})
+	return s.readLines(current, max(0, info.Size()-100*int64(s.n.config.RingBytes)))
+}
+
+func sameFile(a, b *os.File) (bool, error) {
+	first, err := a.Stat()
+	if err != nil {
+		return false, fmt.Errorf("read the end of the access log: %w", err)
+	}
+	second, err := b.Stat()
+	if err != nil {
+		return false, fmt.Errorf("read the end of the access log: %w", err)
+	}
+	return os.SameFile(first, second), nil
+}
+
+// openLog opens what the log may have been written to; nil: it is no file.
+func openLog(path string) (*os.File, error) {
+	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
+		return nil, nil
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, os.ErrPermission) {
+		f, err = os.Open(path) // one that can only be appended to
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the end of the access log: %w", err)
+	}
+	return f, nil
+}
+
+// readLines reads the lines from an offset on. One that the agent before could not end is cut off: its connection is still in the ring.
+func (s *succession) readLines(f *os.File, from int64) error {
+	if _, err := f.Seek(from, io.SeekStart); err != nil {
+		return fmt.Errorf("read the end of the access log: %w", err)
+	}
 	lines := bufio.NewReaderSize(f, 64<<10)
-	end := int64(s.logged.Size)
-	for {
+	for end := from; ; {
 		line, err := lines.ReadBytes('\n')
 		if errors.Is(err, io.EOF) {
-			if len(line) > 0 {
-				if err := os.Truncate(f.Name(), end); err != nil {
-					return fmt.Errorf("cut off the unfinished end of the access log: %w", err)
+			if bytes.HasPrefix(line, []byte(`{"`)) {
+				if err := f.Truncate(end); err != nil {
+					s.n.logger.Warn("the access log has a line that breaks off", "file", f.Name(), "error", err)
 				}
 			}
 			return nil
@@ -222,9 +275,12 @@ func (s *succession) readLog(path string) error {
 	}
 }
 
-// fileOf opens the file that the agent before wrote to, by this or, after a rotation, by another name beside it. nil: it is not there, or is shorter than
-// it was.
-func (s *succession) fileOf(path string) (*os.File, error) {
+// notedFile opens the file that the agent before wrote to when it last said how far it was, by this or, after a rotation, by another name beside it. nil: it
+// is not there, or is shorter than it was.
+func (s *succession) notedFile(path string) (*os.File, error) {
+	if s.logged.Device == 0 {
+		return nil, nil
+	}
 	names := []string{path}
 	if beside, err := os.ReadDir(filepath.Dir(path)); err == nil {
 		for _, e := range beside {
@@ -236,14 +292,9 @@ func (s *succession) fileOf(path string) (*os.File, error) {
 		if err != nil || !info.Mode().IsRegular() || info.Size() < int64(s.logged.Size) {
 			continue
 		}
-		if stat, ok := info.Sys().(*syscall.Stat_t); !ok || stat.Ino != s.logged.Inode || stat.Dev != s.logged.Device {
-			continue
+		if stat, ok := info.Sys().(*syscall.Stat_t); ok && stat.Ino == s.logged.Inode && stat.Dev == s.logged.Device {
+			return openLog(name)
 		}
-		f, err := os.Open(name)
-		if err != nil {
-			return nil, fmt.Errorf("read the end of the access log: %w", err)
-		}
-		return f, nil
 	}
 	return nil, nil
 }
@@ -264,15 +315,19 @@ func (s *succession) noteLogged(position uint64, file *os.File) {
 // aliveInterval is how often the agent says that it is there, where somebody asks.
 const aliveInterval = time.Second
 
-// finish is called when all that was read has left this process.
+// finish is called when all that was read has left this process, or will not: then it stays in the ring for the next.
 func (s *succession) finish(keep bool) error {
 	var err error
 	if keep {
 		err = s.save()
 	}
-	s.n.reader.Release()
+	handed := ^uint64(0)
+	if s.n.collector != nil {
+		handed = s.n.handed
+	}
+	s.n.reader.Release(handed)
 	s.ledger.Alive()
-	s.ledger.Stopped()
+	s.ledger.Stopped(handed)
 	return err
 }
 

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sidelight-mesh/sidelight/agent/config"
 	"github.com/sidelight-mesh/sidelight/agent/datapath"
 	"github.com/sidelight-mesh/sidelight/agent/status"
@@ -43,6 +45,10 @@ func (n *node) takeOver(ctx context.Context, kernel datapath.Options, asked bool
 		return err
 	}
 	if err := open(); err != nil {
+		return err
+	}
+	// If that agent has the address, it gives it back.
+	if n.server, err = status.Listen(n.config.MetricsAddress); err != nil && !errors.Is(err, unix.EADDRINUSE) {
 		return err
 	}
 	if err := n.handedOver(ctx, locked); err != nil {
@@ -121,24 +127,37 @@ func (n *node) commit(ctx context.Context) error {
 	if !n.datapath.Resumed() {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, n.config.UpgradeTimeout)
+	within, cancel := context.WithTimeout(ctx, n.config.UpgradeTimeout)
 	defer cancel()
-	if err := n.works(ctx); err != nil {
+	// Who is told to stop meanwhile has not failed.
+	if err := n.works(within); err != nil && ctx.Err() == nil {
 		return errors.Join(fmt.Errorf("this version does not work, the programs before it are put back: %w", err), n.datapath.Rollback())
 	}
 	return n.datapath.Commit()
 }
 
-// works tells whether events come through.
+// works tells whether events come through, and tries until the context ends: an event that is being written when the ring is looked at is not there yet.
 func (n *node) works(ctx context.Context) error {
 	if failsReadiness {
 		return errors.New("it was built to fail")
 	}
-	report, err := n.report(ctx)
-	if err == nil && report.Unaccounted != 0 {
-		err = fmt.Errorf("%d are unaccounted", report.Unaccounted)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		report, err := n.report(ctx)
+		if err == nil && report.Unaccounted == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+			continue
+		}
+		if err == nil {
+			err = fmt.Errorf("%d are unaccounted", report.Unaccounted)
+		}
+		return err
 	}
-	return err
 }
 
 // keepAlive tells the programs that an agent is there, often enough where that is what policies hold by. Elsewhere Handled says it, whenever the ring is
