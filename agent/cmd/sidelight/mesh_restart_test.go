@@ -185,3 +185,41 @@ func TestRollback(t *testing.T) {
 	w.both(func() {})
 	w.check()
 }
+
+// TestMeshEjectionsLast ejects an endpoint that fails: it stays out without an agent, and with the next ones.
+func TestMeshEjectionsLast(t *testing.T) {
+	w := newMeshWorld(t, "client", "server")
+	w.servers("server", serverV4(1), serverV4(2))
+	w.write(serviceYAML("shop", 1, ", loadBalancing: {policy: roundRobin}, outlierDetection: {consecutiveFailures: 5, baseEjectionTime: 1h, maxEjectionPercent: 50}") +
+		endpointsYAML("shop", "", "", ""))
+	l := newLasting(t, w.cgroup, "--mesh", w.file)
+	l.restart()
+	w.agent = l.agent
+	c := w.client("client")
+	eventually(t, "the ejection", func() error {
+		if got := c.do(meshOrder{To: to(serviceV4(1), 80), Count: 3}); len(got.Errors) > 0 {
+			return fmt.Errorf("errors %v", got.Errors)
+		}
+		return nil
+	})
+	still := func(when string) {
+		t.Helper()
+		w.expect(when, c.do(meshOrder{To: to(serviceV4(1), 80), Count: 100}), only(serverV4(1), 50, serverV4(2), 50), nil)
+	}
+	still("with the agent that ejected it")
+	l.stop()
+	still("without an agent")
+	l.restart()
+	still("with another one")
+	l.kill()
+	l.restart()
+	still("with one after another that was killed")
+	report, err := fetchMesh(t.Context(), filepath.Join(filepath.Dir(l.access), "state"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !maps.Equal(report.Out, map[string]string{"demo/shop-3": "outlier"}) {
+		t.Errorf("out of service: %v", report.Out)
+	}
+	l.stop()
+}

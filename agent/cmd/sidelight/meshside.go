@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -25,6 +26,7 @@ type meshSide struct {
 	names    *enrich.Mesh
 	logger   *slog.Logger
 	memory   meshMemory
+	outs     outlierMemory
 	tasks    sync.WaitGroup
 
 	datapath   *datapath.Datapath
@@ -58,7 +60,7 @@ func localityOf(c *config.Locality) model.Locality {
 }
 
 // newMeshSide reads the mesh and checks whether it fits, touching no kernel. It returns nil when there is none.
-func newMeshSide(c *config.Mesh, memory meshMemory, logger *slog.Logger) (*meshSide, error) {
+func newMeshSide(c *config.Mesh, state, boot string, logger *slog.Logger) (*meshSide, error) {
 	if c.Path == "" {
 		return nil, nil
 	}
@@ -68,7 +70,8 @@ func newMeshSide(c *config.Mesh, memory meshMemory, logger *slog.Logger) (*meshS
 		return nil, err
 	}
 	m := &meshSide{
-		file: file, logger: logger, memory: memory, sizes: sizes, compiler: maps.NewCompiler(sizes), outliers: outlier.NewState(outlier.Options{Logger: logger}),
+		file: file, logger: logger, memory: meshMemory{filepath.Join(state, "mesh")}, outs: outlierMemory{filepath.Join(state, "outliers.json"), boot},
+		sizes: sizes, compiler: maps.NewCompiler(sizes), outliers: outlier.NewState(outlier.Options{Logger: logger}),
 	}
 	m.snapshot = file.Snapshot()
 	if m.mesh, err = m.compiler.Compile(m.snapshot, nil); err != nil {
@@ -125,6 +128,10 @@ func (m *meshSide) recoverLocked() error {
 	mesh, err := m.compiler.Compile(m.snapshot, nil)
 	if err != nil {
 		return err
+	}
+	m.outliers.SetSnapshot(m.snapshot)
+	if err := m.outs.restore(m.datapath.ID(), m.outliers); err != nil {
+		m.logger.Warn("endpoints that were out of service come back", "error", err)
 	}
 	remembered, err := m.memory.recall()
 	if err != nil {
@@ -238,18 +245,26 @@ func (m *meshSide) keep(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
+			m.saveOutliers()
 			return
 		case <-tick.C:
 			m.mu.Lock()
 			m.lookAroundLocked()
 			m.mu.Unlock()
 		case <-m.outliers.Changed():
+			m.saveOutliers() // before it is in force, so that nobody puts back what was out
 			m.mu.Lock()
 			if err := m.applyLocked(m.snapshot); err != nil {
 				m.logger.Error("endpoints that fail stay in service", "error", err)
 			}
 			m.mu.Unlock()
 		}
+	}
+}
+
+func (m *meshSide) saveOutliers() {
+	if err := m.outs.save(m.datapath.ID(), m.outliers); err != nil {
+		m.logger.Warn("endpoints that are out of service come back when the next agent starts", "error", err)
 	}
 }
 

@@ -65,10 +65,10 @@ func (n *node) prepare(ctx context.Context, options nodeOptions) error {
 		return err
 	}
 	var err error
-	if n.mesh, err = newMeshSide(&n.config.Mesh, meshMemory{filepath.Join(n.config.StateDirectory, "mesh")}, n.logger); err != nil {
+	if n.bootID, err = readBootID(); err != nil {
 		return err
 	}
-	if n.bootID, err = readBootID(); err != nil {
+	if n.mesh, err = newMeshSide(&n.config.Mesh, n.config.StateDirectory, n.bootID, n.logger); err != nil {
 		return err
 	}
 	n.boot = attribute.NewBoot(n.bootID)

@@ -115,12 +115,8 @@ func (s *succession) save() error {
 	if err == nil {
 		err = os.MkdirAll(s.n.config.StateDirectory, 0o700)
 	}
-	temporary := s.statePath() + ".new"
 	if err == nil {
-		err = os.WriteFile(temporary, text, 0o600)
-	}
-	if err == nil {
-		err = os.Rename(temporary, s.statePath())
+		err = replaceFile(s.statePath(), text)
 	}
 	if err != nil {
 		return fmt.Errorf("save the sums for the next agent, whose counters begin anew: %w", err)
