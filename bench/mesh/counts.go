@@ -202,7 +202,7 @@ func countOne(ctx context.Context, of script, with func(*model.Snapshot) *model.
 		return cost{}, err
 	}
 	// What a timer adds that fires in between, because the machine was busy, is not in the fewest of several.
-	const connections, times = 20, 5
+	const connections, times = 20, 40
 	all := make([]cost, 0, times)
 	for range times + 1 { // the very first makes entries in maps
 		if err := ctx.Err(); err != nil {

@@ -48,7 +48,7 @@ type outcome struct {
 
 // Measure needs root.
 func (s *Source) Measure(ctx context.Context, o figure.Options) (figures []figure.Figure, err error) {
-	rounds := 5
+	rounds := 3
 	if !o.Quick {
 		rounds = 20
 	}

@@ -59,7 +59,7 @@ static __always_inline bool cut_is_denied(const struct mesh_decided *d, const st
 	if (!q.set)
 		return false;
 	__builtin_memcpy(q.address.addr, here ? ends->peer_addr : ends->local_addr, sizeof(q.address.addr));
-	policy_decide(&now, &q);
+	policy_decide(&now, &q, false);
 	return policy_denies(&now);
 }
 

@@ -167,7 +167,7 @@ static __always_inline void decide_whether(struct bpf_sock *sk, struct decide_ca
 		word[3] = sk->src_ip6[3];
 		question.address_known = true;
 	}
-	policy_admit(d, &question);
+	policy_decide(d, &question, true);
 	if (policy_denies(d))
 		call->reason = MESH_DENIED;
 }

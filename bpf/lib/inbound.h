@@ -200,7 +200,7 @@ static __always_inline int inbound_judge(struct bpf_sk_lookup *ctx)
 	question.port = ticket.server_port;
 	question.source = inbound_source(&ticket);
 	__builtin_memcpy(question.address.addr, ticket.client_addr, sizeof(question.address.addr));
-	policy_admit(&decision, &question);
+	policy_decide(&decision, &question, true);
 	decision.destination = index;
 	if (!policy_denies(&decision)) {
 		inbound_admit(&ticket, &decision, question.source);

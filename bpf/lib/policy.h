@@ -113,9 +113,9 @@ static __always_inline bool policy_is_unattended(void)
 /*
  * Fills in what the decision says of policies. An address that is not known yet (who connects is not routed yet) leaves the rules that ask for it
  * open: they deny nothing here and keep nothing from being allowed, and the server's side, which knows it, decides. Anything that is not
- * there although it must be denies.
+ * there although it must be denies, and to new connections also an agent that has been missing for too long.
  */
-static __always_inline void policy_decide(struct mesh_decision *decision, const struct policy_question *q)
+static __always_inline void policy_decide(struct mesh_decision *decision, const struct policy_question *q, const bool new)
 {
 	struct mesh_rules *source, *address = NULL, *port, denied, allowed;
 	struct mesh_policy_set *set;
@@ -125,6 +125,10 @@ static __always_inline void policy_decide(struct mesh_decision *decision, const 
 	decision->rule = MESH_NO_RULE;
 	decision->dry_rule = MESH_NO_RULE;
 	decision->verdict = MESH_VERDICT_DENY;
+	if (new && policy_is_unattended()) {
+		decision->verdict = MESH_VERDICT_UNATTENDED;
+		return;
+	}
 	set = bpf_map_lookup_elem(&policy_sets, &index);
 	source = policy_rules_by_source(q);
 	port = policy_rules_by_port(q);
@@ -167,19 +171,6 @@ static __always_inline void policy_decide(struct mesh_decision *decision, const 
 		}
 		policy_count(index, rule, verdict, dry);
 	}
-}
-
-/* The same of a connection that is to be made: while an agent has been missing for too long there is none. */
-static __always_inline void policy_admit(struct mesh_decision *decision, const struct policy_question *q)
-{
-	if (!policy_is_unattended()) {
-		policy_decide(decision, q);
-		return;
-	}
-	decision->policy_set = q->set;
-	decision->rule = MESH_NO_RULE;
-	decision->dry_rule = MESH_NO_RULE;
-	decision->verdict = MESH_VERDICT_UNATTENDED;
 }
 
 #endif
