@@ -18,6 +18,7 @@ type Server struct {
 	address string
 	server  *http.Server
 	ready   atomic.Bool
+	alive   atomic.Pointer[func(context.Context) bool]
 	closed  chan struct{}
 	closing sync.Once
 
@@ -77,12 +78,28 @@ func (s *Server) listen() net.Listener {
 // SetReady decides what /readyz says. Safe for concurrent use.
 func (s *Server) SetReady(ready bool) { s.ready.Store(ready) }
 
+// SetAlive gives /healthz something to ask while the server is ready: whether, within a context, the agent does its work. Safe for concurrent use.
+func (s *Server) SetAlive(alive func(context.Context) bool) { s.alive.Store(&alive) }
+
+// healthTime is how long the agent may take to show that it does its work.
+const healthTime = 3 * time.Second
+
+func (s *Server) health(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), healthTime)
+	defer cancel()
+	if alive := s.alive.Load(); alive != nil && s.ready.Load() && !(*alive)(ctx) {
+		http.Error(w, "the event reader does not get on", http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "ok")
+}
+
 // Serve answers until Shutdown.
 func (s *Server) Serve(metrics, audit http.Handler) error {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
 	mux.Handle("GET /audit", audit)
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /healthz", s.health)
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if !s.ready.Load() {
 			http.Error(w, "not attached", http.StatusServiceUnavailable)

@@ -263,3 +263,25 @@ func TestLater(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestHealth asks an agent that is dead, at first before it is to be alive.
+func TestHealth(t *testing.T) {
+	s := start(t, http.NotFoundHandler())
+	alive := false
+	s.SetAlive(func(context.Context) bool { return alive })
+	for _, test := range []struct {
+		ready, alive bool
+		status       int
+		body         string
+	}{
+		{false, false, 200, "ok\n"},
+		{true, false, 503, "the event reader does not get on\n"},
+		{true, true, 200, "ok\n"},
+	} {
+		alive = test.alive
+		s.SetReady(test.ready)
+		if status, body, _ := ask(t, s, "GET", "/healthz"); status != test.status || body != test.body {
+			t.Errorf("ready %v, alive %v: %d %q, want %d %q", test.ready, test.alive, status, body, test.status, test.body)
+		}
+	}
+}

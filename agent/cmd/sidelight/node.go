@@ -186,6 +186,7 @@ func (n *node) run(ctx context.Context, attached func()) error {
 		failed <- err
 	} else {
 		n.mesh.start(meshCtx) // which changes what a way back would need
+		n.server.SetAlive(n.alive)
 		n.server.SetReady(true)
 		supervisor.ready()
 	}

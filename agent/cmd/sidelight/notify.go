@@ -27,8 +27,12 @@ type supervisor struct {
 func (n *node) newSupervisor() *supervisor {
 	return &supervisor{
 		logger: n.logger, status: "attached to " + n.cgroup.Dir + ", metrics on " + n.server.Address(), tick: everySo,
-		alive: func(ctx context.Context) bool { return readerWorks(ctx, n.reader.Drain, n.stats.Received.Load) },
+		alive: n.alive,
 	}
+}
+
+func (n *node) alive(ctx context.Context) bool {
+	return readerWorks(ctx, n.reader.Drain, n.stats.Received.Load)
 }
 
 func everySo(interval time.Duration) (<-chan time.Time, func()) {
