@@ -375,6 +375,8 @@ struct mesh_ledger {
 	__u64 stopped; /* it ended by itself */
 	__u64 handed; /* position in the ring: what it read before it is exported, if it ended by itself */
 	__u64 generation; /* of the mesh that it put in force last, or was about to */
+	__u64 ring_base; /* the position at which the oldest ring that there is began */
+	__u64 next_base; /* what that is to be when the oldest is gone; 0: it stays */
 	__u64 alone_ns; /* for how long there was none, in all */
 	__u8 version[64]; /* its version */
 };

@@ -178,6 +178,8 @@ type meshMeshLedger struct {
 	Stopped       uint64
 	Handed        uint64
 	Generation    uint64
+	RingBase      uint64
+	NextBase      uint64
 	AloneNs       uint64
 	Version       [64]uint8
 }

@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -20,7 +21,7 @@ import (
 type Options struct {
 	// RingBytes is the size of the event ring: a power of two, and a multiple of the page size.
 	RingBytes uint32
-	// WakeupBytes is how much may be pending before the kernel wakes the reader.
+	// WakeupBytes is how much may be pending before the kernel wakes the reader; 0: an eighth of the ring.
 	WakeupBytes uint64
 	// Cgroup is where Attach attaches to.
 	Cgroup Cgroup
@@ -54,6 +55,7 @@ type Datapath struct {
 	ledger  *Ledger
 
 	pins *pins // nil: nothing is pinned
+	ring rings
 	// resumed says that the maps are those of an earlier process, whose programs are or were attached.
 	resumed bool
 	keep    bool // what is pinned stays when this process lets go
@@ -91,7 +93,16 @@ func Load(options Options) (_ *Datapath, err error) {
 			return nil, err
 		}
 	}
-	if err := d.prepare(&options); err != nil {
+	spec, err := options.spec()
+	if err != nil {
+		return nil, err
+	}
+	if d.pins != nil {
+		if err := d.fitRing(spec); err != nil {
+			return nil, err
+		}
+	}
+	if err := d.prepare(&options, spec); err != nil {
 		return nil, err
 	}
 	if err := d.inherit(); err != nil {
@@ -105,8 +116,26 @@ func Load(options Options) (_ *Datapath, err error) {
 func Prepare(options Options) (*Datapath, error) {
 	d := newDatapath(&options)
 	d.pins = &pins{dir: options.Pin}
-	if err := d.prepare(&options); err != nil {
+	spec, err := options.spec()
+	if err != nil {
 		return nil, err
+	}
+	set, err := d.pins.find()
+	if err != nil {
+		return nil, err
+	}
+	size, differs, err := d.pins.otherRing(set, spec)
+	if err != nil {
+		return nil, err
+	}
+	if differs { // that is changed by who has the lock; that all else is well is seen with what there is
+		spec.Maps[bpf.EventsMap].MaxEntries = size
+	}
+	if err := d.prepare(&options, spec); err != nil {
+		return nil, err
+	}
+	if differs {
+		return nil, errors.Join(d.mesh.close(), d.objects.Close())
 	}
 	if !d.resumed {
 		return nil, errors.Join(d.mesh.close(), d.objects.Close())
@@ -163,11 +192,7 @@ func newDatapath(options *Options) *Datapath {
 }
 
 // prepare loads all of it, with the maps that are pinned, if there are any and they fit.
-func (d *Datapath) prepare(options *Options) error {
-	spec, err := options.spec()
-	if err != nil {
-		return err
-	}
+func (d *Datapath) prepare(options *Options, spec *ebpf.CollectionSpec) error {
 	shared := spec.Copy() // before it is loaded, for what is loaded beside it
 	d.trace.pins = d.pins
 	if options.Mesh != nil {
@@ -195,7 +220,7 @@ func (d *Datapath) prepare(options *Options) error {
 // inherit takes note of what the process before left, once nobody else writes it.
 func (d *Datapath) inherit() (err error) {
 	if d.resumed {
-		if err := d.losses.resume(&d.objects); err != nil {
+		if err := errors.Join(d.losses.resume(&d.objects), d.openBefore()); err != nil {
 			return err
 		}
 	}
@@ -215,8 +240,8 @@ func (options *Options) spec() (*ebpf.CollectionSpec, error) {
 		return nil, err
 	}
 	for name, value := range map[string]any{
-		bpf.WakeupBytes: options.WakeupBytes, bpf.AttachedCgroup: id, bpf.FirstBytes: options.FirstBytes, bpf.Silent: silentBits(options.Silent),
-		bpf.RefuseBytes: uint64(options.RingBytes) / 4, bpf.FailClosed: uint64(options.FailClosed),
+		bpf.WakeupBytes: cmp.Or(options.WakeupBytes, uint64(options.RingBytes)/wakeupShare), bpf.AttachedCgroup: id, bpf.FirstBytes: options.FirstBytes, bpf.Silent: silentBits(options.Silent),
+		bpf.RefuseBytes: uint64(options.RingBytes) / refuseShare, bpf.FailClosed: uint64(options.FailClosed),
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)
@@ -524,5 +549,5 @@ func (d *Datapath) Keep() { d.keep = d.pins != nil }
 
 // Close detaches and frees everything. Safe twice.
 func (d *Datapath) Close() error {
-	return errors.Join(d.detach(), d.ledger.close(), d.mesh.close(), d.objects.Close(), d.pins.close())
+	return errors.Join(d.detach(), d.ledger.close(), d.mesh.close(), d.objects.Close(), d.ring.close(), d.pins.close())
 }

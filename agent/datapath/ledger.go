@@ -118,6 +118,32 @@ func Monotonic() uint64 {
 	return uint64(now.Nano())
 }
 
+// ringBase is the position at which the oldest ring began; two: there is one before that which programs write to.
+func (l *Ledger) ringBase(two bool) uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !two && l.page.NextBase != 0 { // who took the old one away ended then
+		l.page.RingBase, l.page.NextBase = l.page.NextBase, 0
+	}
+	return l.page.RingBase
+}
+
+// moveBase takes the old ring away by remove; the other one began at base.
+func (l *Ledger) moveBase(base uint64, remove func() error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.page == nil {
+		return nil
+	}
+	atomic.StoreUint64(&l.page.NextBase, base)
+	if err := remove(); err != nil {
+		return err
+	}
+	atomic.StoreUint64(&l.page.RingBase, base)
+	atomic.StoreUint64(&l.page.NextBase, 0)
+	return nil
+}
+
 // HandedBefore is the position in the ring up to which the agent before handed on what it read; 0 if it did not stop by itself.
 func (l *Ledger) HandedBefore() uint64 {
 	if !l.stopped {

@@ -116,6 +116,9 @@ func (d *Datapath) Rollback() error {
 	if !d.resumed {
 		return d.detach()
 	}
+	if d.ring.before != nil {
+		return errors.New("there is no way back to the programs before: they write to a ring of another size")
+	}
 	errs := []error{d.mesh.rollback()}
 	for i := len(d.links) - 1; i >= 0; i-- {
 		l := d.links[i]

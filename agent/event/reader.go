@@ -12,7 +12,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
@@ -62,10 +61,10 @@ type Reader struct {
 	Progress Progress
 	// Counted is the position before which records were counted by a reader before this one: the handler gets them by HandleAgain. Set before Run.
 	Counted uint64
-	// Position, if set before Run, hears how far the ring was read: now and then, and before each wait.
+	// Position, if set before Run, hears how far the ring was read, as programs count: now and then, and before each wait.
 	Position func(uint64)
 
-	ring     *ring
+	ring     *chain // nil once closed
 	interval time.Duration
 	stats    *Stats
 	// wake is the ring once more, in the runtime's own poller: to wait there takes no thread, and no other to look after that one.
@@ -94,15 +93,15 @@ type waiter struct {
 // batchEvents bounds how many events go by before HandleDrained is called on a ring that is never empty.
 const batchEvents = 1024
 
-// NewReader opens the ring. The interval is the age an event can reach before it is read.
-func NewReader(ring *ebpf.Map, interval time.Duration, stats *Stats) (*Reader, error) {
-	opened, err := openRing(ring)
+// NewReader opens rings. The interval is the age an event can reach before it is read.
+func NewReader(rings *Rings, interval time.Duration, stats *Stats) (*Reader, error) {
+	opened, err := openChain(rings)
 	if err != nil {
 		return nil, fmt.Errorf("open ring: %w", err)
 	}
 	reader := &Reader{ring: opened, interval: interval, stats: stats}
 	reader.position.Store(opened.released())
-	if err := reader.poll(ring.FD()); err != nil {
+	if err := reader.poll(rings.Now.FD()); err != nil {
 		return nil, errors.Join(fmt.Errorf("open ring: wait for it: %w", err), opened.close())
 	}
 	return reader, nil
@@ -125,6 +124,24 @@ func (r *Reader) poll(ring int) error {
 		r.wake.Close()
 	}
 	return err
+}
+
+// Tell has Position hear how far the ring was read by whoever read it before.
+func (r *Reader) Tell() {
+	r.open.RLock()
+	defer r.open.RUnlock()
+	if r.ring != nil && r.Position != nil {
+		r.Position(r.ring.inNow(max(r.Counted, r.position.Load())))
+	}
+}
+
+// Settle is called before Run, when nobody writes to an old ring any more.
+func (r *Reader) Settle() {
+	r.open.RLock()
+	defer r.open.RUnlock()
+	if r.ring != nil {
+		r.ring.settle()
+	}
 }
 
 // Pending returns how many bytes in the ring are not read yet. Safe for concurrent use.
@@ -311,14 +328,14 @@ func (r *Reader) handled(h Handler, empty bool) {
 	h.HandleDrained(empty)
 	position := r.position.Load()
 	if r.Position != nil {
-		r.Position(position)
+		r.Position(r.ring.inNow(position))
 	}
 	released := position
 	if r.Progress != nil {
 		r.Progress.Handled(position)
 		released = r.release(position)
 	}
-	if released > r.ring.released() {
+	if released > r.ring.released() || r.ring.spent(released) {
 		r.ring.release(released)
 	}
 	r.answer(position)
@@ -331,11 +348,13 @@ func (r *Reader) Release(position uint64) {
 	if r.ring == nil {
 		return
 	}
+	to := r.ring.released()
 	for _, p := range append(r.held, r.position.Load()) {
 		if p <= position {
-			r.ring.release(max(p, r.ring.released()))
+			to = max(to, p)
 		}
 	}
+	r.ring.release(to)
 }
 
 // release returns up to where the ring's room is given back: what was handed on, and all but half of the ring in any case.
@@ -344,9 +363,7 @@ func (r *Reader) release(position uint64) uint64 {
 		r.held = append(r.held, position)
 	}
 	to := r.Progress.HandedOn()
-	if half := r.ring.size() / 2; position > half {
-		to = max(to, position-half)
-	}
+	to = max(to, r.ring.most(position))
 	released := r.ring.released()
 	gone := 0
 	for _, p := range r.held {

@@ -56,7 +56,7 @@ func TestAnswers(t *testing.T) {
 }
 
 func TestNewReaderOfNoRing(t *testing.T) {
-	_, err := NewReader(new(ebpf.Map), time.Second, new(Stats))
+	_, err := NewReader(&Rings{Now: new(ebpf.Map)}, time.Second, new(Stats))
 	if err == nil || !strings.HasPrefix(err.Error(), "open ring: ") || errors.Unwrap(err) == nil {
 		t.Errorf("error is %v, want one that says what was done and wraps why not", err)
 	}

@@ -91,7 +91,7 @@ func (w *restartWorld) check() {
 // not, and everything is counted and logged once.
 func TestMeshRestarts(t *testing.T) {
 	w := newRestartWorld(t, restartMesh(0))
-	ways := []string{"stop", "kill", "takeover", "kill, renamed", "stop, renamed"}
+	ways := []string{"stop", "kill", "takeover", "kill, renamed", "stop, renamed", "other ring"}
 	var other, bad string
 	// A machine of the kernel matrix is slow.
 	rounds := 8
@@ -103,6 +103,7 @@ func TestMeshRestarts(t *testing.T) {
 	if n, err := strconv.Atoi(os.Getenv("SIDELIGHT_TEST_RESTARTS")); err == nil {
 		rounds = n
 	}
+	ring := ringConfig(t, 1<<20)
 	w.restart()
 	seed := rand.Uint64()
 	random := rand.New(rand.NewPCG(seed, 0))
@@ -145,6 +146,11 @@ func TestMeshRestarts(t *testing.T) {
 				if way == "kill, renamed" {
 					rename()
 				}
+				w.restart()
+			case "other ring": // and back again, while the old one is full of what came meanwhile
+				w.kill()
+				w.startOf(program, "--config", ring)
+				w.stop()
 				w.restart()
 			case "takeover":
 				before := w.lasting.agent

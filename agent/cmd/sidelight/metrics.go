@@ -57,7 +57,7 @@ func (n *node) readSelf() self.Reading {
 	v := values{self.Reading{Since: n.started}}
 	// Before the audit below, which drains it.
 	v.add(self.Pending, uint64(n.reader.Pending()))
-	v.add(self.Ring, uint64(n.config.RingBytes))
+	v.add(self.Ring, uint64(n.datapath.Ring().MaxEntries()))
 	programs, err := n.datapath.ProgramStats()
 	v.Err = err
 	for _, p := range programs {

@@ -68,7 +68,7 @@ func (n *node) succeed() error {
 		}
 	}
 	n.reader.Counted = s.counted.Position
-	n.datapath.SetReadPosition(s.counted.Position) // programs that are about to be attached have their own
+	n.reader.Tell() // programs that are about to be attached have a position of their own
 	if n.log != nil {
 		if err := s.readLog(n.config.AccessLog); err != nil {
 			return err
@@ -212,7 +212,7 @@ func (s *succession) readLog(path string) error {
 	if err != nil {
 		return fmt.Errorf("read the end of the access log: %w", err)
 	}
-	return s.readLines(current, max(0, info.Size()-100*int64(s.n.config.RingBytes)))
+	return s.readLines(current, max(0, info.Size()-100*int64(s.n.datapath.Ring().MaxEntries())))
 }
 
 func sameFile(a, b *os.File) (bool, error) {
@@ -333,7 +333,15 @@ func (s *succession) say(logger *slog.Logger) {
 	case !s.resumed:
 		logger.Info("start: nothing was pinned", "pins", s.n.config.PinDirectory)
 	default:
-		logger.Info("start: programs replaced in place, maps are those of before", "pins", s.n.config.PinDirectory, "agents_before", s.agents,
+		how := "start: programs replaced in place, maps are those of before"
+		if before, _, _ := s.n.datapath.RingBefore(); before != nil {
+			how = "start: programs replaced in place, maps are those of before, but for an event ring of another size"
+		}
+		logger.Info(how, "pins", s.n.config.PinDirectory, "agents_before", s.agents,
 			"version_before", s.ledger.VersionBefore(), "stopped", s.ended, "without_agent", s.ledger.Alone())
+		if asked := s.n.datapath.RingAsked(); asked != 0 {
+			logger.Warn("the event ring keeps its size until the next start: a new size waits until the old ring is read, and until an agent of the same version starts again",
+				"ring_bytes", asked)
+		}
 	}
 }

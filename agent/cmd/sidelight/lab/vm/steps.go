@@ -53,7 +53,7 @@ func steps(patience int) []step {
 			"TestMeshBypass", "TestMeshLocality", "TestMeshPriority", "TestMeshOutliers", "TestMeshHealthChecks", "TestMeshDraining", "TestMeshReload",
 			"TestMeshCgroupsLater", "TestMeshHammer", "TestMeshListeners", "TestMeshRivals", "TestMeshSums", "TestMeshConnecting",
 			"TestMeshNowhere", "TestMeshListenersTaken", "TestMeshLeaksOfMemory", "TestMeshAllowedStays",
-			"TestRestart", "TestRestartWithoutBackend", "TestMeshRestarts", "TestMeshEjectionsLast", "TestPinFaults", "TestPinReadOnly", "TestFailClosed",
+			"TestRestart", "TestRestartWithoutBackend", "TestMeshRestarts", "TestMeshEjectionsLast", "TestRingChanges", "TestPinFaults", "TestPinReadOnly", "TestFailClosed",
 		}, env: []string{"SIDELIGHT_TEST_PATIENCE=" + strconv.Itoa(patience)}},
 	}
 	for i, s := range all {

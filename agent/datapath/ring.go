@@ -1,0 +1,241 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/sidelight-mesh/sidelight/bpf"
+)
+
+// A ring of another size takes the place of the one before by renames in the set's directory, before any program is replaced:
+//
+//	map-events_next   it is made
+//	map-events        -> map-events_before
+//	map-events_next   -> map-events
+//	the directory     -> the hash of the layout with it
+//
+// Programs that are attached go on writing to the old one, wherever it is, until others take their place. Who comes after one that ended in between goes on
+// from there. The old one is read to its end first, and then unpinned.
+const (
+	ringBefore = bpf.EventsMap + "_before"
+	ringNext   = bpf.EventsMap + "_next"
+)
+
+// rings are what a set has of them.
+type rings struct {
+	before *ebpf.Map // nil: there is none
+	// asked is the size that the configuration asked for; 0: that is what there is.
+	asked uint32
+}
+
+func (r *rings) close() error {
+	if r.before == nil {
+		return nil
+	}
+	return r.before.Close()
+}
+
+// mendRing ends what an earlier process began, and returns the set's name then.
+func (p *pins) mendRing(set string, spec *ebpf.CollectionSpec) (string, error) {
+	dir := filepath.Join(p.dir, set)
+	at := func(name string) string { return filepath.Join(dir, mapPrefix+name) }
+	if exists(at(ringNext)) {
+		if exists(at(bpf.EventsMap)) {
+			return set, removeMap(at(ringNext))
+		}
+		if err := os.Rename(at(ringNext), at(bpf.EventsMap)); err != nil {
+			return set, fmt.Errorf("put the new ring in place: %w", err)
+		}
+	}
+	if !exists(at(ringBefore)) {
+		return set, nil
+	}
+	before, err := ringSize(at(ringBefore))
+	if err != nil {
+		return set, err
+	}
+	now, err := ringSize(at(bpf.EventsMap))
+	if err != nil {
+		return set, err
+	}
+	if withRing(spec, before).hash() != set {
+		return set, nil
+	}
+	return p.renameSet(set, withRing(spec, now).hash())
+}
+
+func (p *pins) renameSet(set, name string) (string, error) {
+	if set == name {
+		return set, nil
+	}
+	if err := os.Rename(filepath.Join(p.dir, set), filepath.Join(p.dir, name)); err != nil {
+		return set, fmt.Errorf("name the set of pins after its layout: %w", err)
+	}
+	return name, nil
+}
+
+// otherRing tells whether a set differs from a layout in the size of its ring alone, and what that is.
+func (p *pins) otherRing(set string, spec *ebpf.CollectionSpec) (size uint32, differs bool, err error) {
+	if set == layoutOf(spec).hash() {
+		return 0, false, nil
+	}
+	path := filepath.Join(p.dir, set, mapPrefix+bpf.EventsMap)
+	if !exists(path) {
+		return 0, false, nil
+	}
+	if size, err = ringSize(path); err != nil {
+		return 0, false, err
+	}
+	return size, withRing(spec, size).hash() == set, nil
+}
+
+// resizeRing gives a set a ring of the size that a spec has.
+func (p *pins) resizeRing(set string, spec *ebpf.CollectionSpec) error {
+	dir := filepath.Join(p.dir, set)
+	at := func(name string) string { return filepath.Join(dir, mapPrefix+name) }
+	ring, err := ebpf.NewMap(spec.Maps[bpf.EventsMap].Copy())
+	if err != nil {
+		return fmt.Errorf("make a ring of %d bytes: %w", spec.Maps[bpf.EventsMap].MaxEntries, err)
+	}
+	defer ring.Close()
+	if err := ring.Pin(at(ringNext)); err != nil {
+		return fmt.Errorf("pin the new ring: %w", err)
+	}
+	if err := os.Rename(at(bpf.EventsMap), at(ringBefore)); err != nil {
+		return errors.Join(fmt.Errorf("put the old ring aside: %w", err), removeMap(at(ringNext)))
+	}
+	_, err = p.mendRing(set, spec)
+	return err
+}
+
+func withRing(spec *ebpf.CollectionSpec, size uint32) layout {
+	other := spec.Copy()
+	other.Maps[bpf.EventsMap].MaxEntries = size
+	return layoutOf(other)
+}
+
+func ringSize(path string) (uint32, error) {
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if err != nil {
+		return 0, fmt.Errorf("open pinned map %s: %w; if it is damaged, take all off with: sidelight uninstall", path, err)
+	}
+	defer m.Close()
+	return m.MaxEntries(), nil
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+func removeMap(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("unpin map: %w", err)
+	}
+	return nil
+}
+
+// fitRing makes the ring of what is pinned the one that is asked for, if all else is the same. While an old one has not been read it stays as it is, and so it does
+// for another version, because there would be no way back from it.
+func (d *Datapath) fitRing(spec *ebpf.CollectionSpec) error {
+	set, err := d.pins.find()
+	if err != nil || set == "" {
+		return err
+	}
+	if set, err = d.pins.mendRing(set, spec); err != nil {
+		return err
+	}
+	size, differs, err := d.pins.otherRing(set, spec)
+	if err != nil || !differs {
+		return err
+	}
+	same, err := d.sameVersion(set)
+	if err != nil {
+		return err
+	}
+	if same && !exists(filepath.Join(d.pins.dir, set, mapPrefix+ringBefore)) {
+		return d.pins.resizeRing(set, spec)
+	}
+	d.ring.asked = spec.Maps[bpf.EventsMap].MaxEntries
+	return d.keepRing(spec, size)
+}
+
+// keepRing makes a spec one for a ring of the size that there is.
+func (d *Datapath) keepRing(spec *ebpf.CollectionSpec, size uint32) error {
+	spec.Maps[bpf.EventsMap].MaxEntries = size
+	for name, share := range map[string]uint64{bpf.WakeupBytes: wakeupShare, bpf.RefuseBytes: refuseShare} {
+		if err := spec.Variables[name].Set(uint64(size) / share); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// Of the ring: as much of it as is unread has the kernel wake the reader, and has refusals told as sums.
+const (
+	wakeupShare = 8
+	refuseShare = 4
+)
+
+// sameVersion tells whether the agent before was of this version.
+func (d *Datapath) sameVersion(set string) (bool, error) {
+	path := filepath.Join(d.pins.dir, set, mapPrefix+"ledger")
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if err != nil {
+		return false, fmt.Errorf("open pinned map %s: %w", path, err)
+	}
+	defer m.Close()
+	var l bpf.Ledger
+	if err := m.Lookup(uint32(0), &l); err != nil {
+		return false, fmt.Errorf("read pinned map %s: %w", path, err)
+	}
+	return text(l.Version[:]) == d.version, nil
+}
+
+// openBefore opens the old ring of the set, if there is one.
+func (d *Datapath) openBefore() error {
+	path := filepath.Join(d.pins.set, mapPrefix+ringBefore)
+	if !exists(path) {
+		return nil
+	}
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if err != nil {
+		return fmt.Errorf("open pinned map %s: %w; if it is damaged, take all off with: sidelight uninstall", path, err)
+	}
+	d.ring.before = m
+	return nil
+}
+
+// RingAsked is the size of the ring that was asked for and cannot be had before the next start; 0: it is as asked.
+func (d *Datapath) RingAsked() uint32 { return d.ring.asked }
+
+// RingBefore is a ring that programs wrote to that were attached before Attach, the position at which it began, and what to call when it is read; nil
+// without one. Where there is none, base is that of Ring.
+func (d *Datapath) RingBefore() (before *ebpf.Map, base uint64, read func(base uint64) error) {
+	return d.ring.before, d.ledger.ringBase(d.ring.before != nil), func(base uint64) error {
+		return d.ledger.moveBase(base, func() error { return removeMap(filepath.Join(d.pins.set, mapPrefix+ringBefore)) })
+	}
+}
+
+// Grace returns when all programs have ended that ran when it was called: a change of a map of maps waits for them (maybe_wait_bpf_programs).
+func Grace() (err error) {
+	inner := &ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1}
+	in, err := ebpf.NewMap(inner)
+	if err != nil {
+		return fmt.Errorf("wait for programs: %w", err)
+	}
+	defer in.Close()
+	outer, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ArrayOfMaps, KeySize: 4, ValueSize: 4, MaxEntries: 1, InnerMap: inner})
+	if err != nil {
+		return fmt.Errorf("wait for programs: %w", err)
+	}
+	defer outer.Close()
+	if err := outer.Put(uint32(0), in); err != nil {
+		return fmt.Errorf("wait for programs: %w", err)
+	}
+	return nil
+}
