@@ -377,6 +377,7 @@ struct mesh_ledger {
 	__u64 generation; /* of the mesh that it put in force last, or was about to */
 	__u64 ring_base; /* the position at which the oldest ring that there is began */
 	__u64 next_base; /* what that is to be when the oldest is gone; 0: it stays */
+	__u64 mixed; /* programs may write to a ring that is not the newest */
 	__u64 alone_ns; /* for how long there was none, in all */
 	__u8 version[64]; /* its version */
 };

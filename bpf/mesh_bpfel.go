@@ -180,6 +180,7 @@ type meshMeshLedger struct {
 	Generation    uint64
 	RingBase      uint64
 	NextBase      uint64
+	Mixed         uint64
 	AloneNs       uint64
 	Version       [64]uint8
 }

@@ -219,13 +219,10 @@ func (d *Datapath) prepare(options *Options, spec *ebpf.CollectionSpec) error {
 
 // inherit takes note of what the process before left, once nobody else writes it.
 func (d *Datapath) inherit() (err error) {
-	if d.resumed {
-		if err := errors.Join(d.losses.resume(&d.objects), d.openBefore()); err != nil {
-			return err
-		}
+	if d.ledger, err = openLedger(d.objects.Ledger, d.objects.Watchdog); err != nil || !d.resumed {
+		return err
 	}
-	d.ledger, err = openLedger(d.objects.Ledger, d.objects.Watchdog)
-	return err
+	return errors.Join(d.losses.resume(&d.objects), d.openBefore())
 }
 
 // spec is the object, made for these options.

@@ -128,6 +128,25 @@ func (l *Ledger) ringBase(two bool) uint64 {
 	return l.page.RingBase
 }
 
+// mixed says that programs may write to a ring that is not the newest.
+func (l *Ledger) mixed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.page.Mixed != 0
+}
+
+func (l *Ledger) setMixed(mixed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.page == nil {
+		return
+	}
+	l.page.Mixed = 0
+	if mixed {
+		l.page.Mixed = 1
+	}
+}
+
 // moveBase takes the old ring away by remove; the other one began at base.
 func (l *Ledger) moveBase(base uint64, remove func() error) error {
 	l.mu.Lock()

@@ -30,6 +30,7 @@ type meshState struct {
 	maps    map[string]*ebpf.Map // all but constants
 
 	forgotten bool                // what earlier processes left
+	committed bool                // there is no way back to it
 	listening map[uint32]struct{} // workloads that had listeners at the last look
 }
 
@@ -97,7 +98,10 @@ func (m *meshState) attachLookup(l *lookup) (err error) {
 	}
 	if l.link != nil {
 		l.taken = true
-		if l.previous, err = programOf(l.link); err == nil {
+		if !m.committed {
+			l.previous, err = programOf(l.link)
+		}
+		if err == nil {
 			err = l.link.Update(l.program)
 		}
 		if err != nil {
@@ -306,7 +310,7 @@ func (m *meshState) unguard(l *lookup) error {
 
 // forgetLookups takes off, once, what earlier processes left in network namespaces that nobody of the mesh is in any more.
 func (m *meshState) forgetLookups() error {
-	if m.pins == nil || m.forgotten {
+	if m.pins == nil || m.forgotten || !m.committed {
 		return nil
 	}
 	m.forgotten = true
@@ -521,6 +525,7 @@ func (m *meshState) rollback() error {
 func (m *meshState) commit() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.committed = true
 	var errs []error
 	for _, l := range m.lookups {
 		if l.previous != nil {

@@ -116,7 +116,8 @@ func (d *Datapath) Rollback() error {
 	if !d.resumed {
 		return d.detach()
 	}
-	if d.ring.before != nil {
+	if d.ring.mixed {
+		d.keep = true // nothing is taken off that somebody's policies are in
 		return errors.New("there is no way back to the programs before: they write to a ring of another size")
 	}
 	errs := []error{d.mesh.rollback()}

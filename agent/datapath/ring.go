@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/cilium/ebpf"
 
@@ -27,16 +28,22 @@ const (
 
 // rings are what a set has of them.
 type rings struct {
-	before *ebpf.Map // nil: there is none
+	mu     sync.Mutex // of before
+	before *ebpf.Map  // nil: there is none
+	mixed  bool       // see Mixed
 	// asked is the size that the configuration asked for; 0: that is what there is.
 	asked uint32
 }
 
 func (r *rings) close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.before == nil {
 		return nil
 	}
-	return r.before.Close()
+	err := r.before.Close()
+	r.before = nil
+	return err
 }
 
 // mendRing ends what an earlier process began, and returns the set's name then.
@@ -97,6 +104,10 @@ func (p *pins) otherRing(set string, spec *ebpf.CollectionSpec) (size uint32, di
 func (p *pins) resizeRing(set string, spec *ebpf.CollectionSpec) error {
 	dir := filepath.Join(p.dir, set)
 	at := func(name string) string { return filepath.Join(dir, mapPrefix+name) }
+	// Noted first: from the first rename on programs are attached that write to what is then the ring before.
+	if err := setMixed(at("ledger")); err != nil {
+		return err
+	}
 	ring, err := ebpf.NewMap(spec.Maps[bpf.EventsMap].Copy())
 	if err != nil {
 		return fmt.Errorf("make a ring of %d bytes: %w", spec.Maps[bpf.EventsMap].MaxEntries, err)
@@ -181,6 +192,24 @@ const (
 	refuseShare = 4
 )
 
+// setMixed notes in a ledger that programs write to a ring that is not the newest.
+func setMixed(path string) error {
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if err != nil {
+		return fmt.Errorf("open pinned map %s: %w", path, err)
+	}
+	defer m.Close()
+	var l bpf.Ledger
+	if err := m.Lookup(uint32(0), &l); err != nil {
+		return fmt.Errorf("read pinned map %s: %w", path, err)
+	}
+	l.Mixed = 1
+	if err := m.Put(uint32(0), &l); err != nil {
+		return fmt.Errorf("write pinned map %s: %w", path, err)
+	}
+	return nil
+}
+
 // sameVersion tells whether the agent before was of this version.
 func (d *Datapath) sameVersion(set string) (bool, error) {
 	path := filepath.Join(d.pins.dir, set, mapPrefix+"ledger")
@@ -207,22 +236,52 @@ func (d *Datapath) openBefore() error {
 		return fmt.Errorf("open pinned map %s: %w; if it is damaged, take all off with: sidelight uninstall", path, err)
 	}
 	d.ring.before = m
+	d.ring.mixed = d.ledger.mixed()
 	return nil
 }
 
 // RingAsked is the size of the ring that was asked for and cannot be had before the next start; 0: it is as asked.
 func (d *Datapath) RingAsked() uint32 { return d.ring.asked }
 
-// RingBefore is a ring that programs wrote to that were attached before Attach, the position at which it began, and what to call when it is read; nil
-// without one. Where there is none, base is that of Ring.
-func (d *Datapath) RingBefore() (before *ebpf.Map, base uint64, read func(base uint64) error) {
-	return d.ring.before, d.ledger.ringBase(d.ring.before != nil), func(base uint64) error {
-		return d.ledger.moveBase(base, func() error { return removeMap(filepath.Join(d.pins.set, mapPrefix+ringBefore)) })
-	}
+// RingBefore is the ring before this one; nil without one. Base is the position at which the older of them began.
+func (d *Datapath) RingBefore() (before *ebpf.Map, base uint64) {
+	d.ring.mu.Lock()
+	defer d.ring.mu.Unlock()
+	return d.ring.before, d.ledger.ringBase(d.ring.before != nil)
 }
 
-// Grace returns when all programs have ended that ran when it was called: a change of a map of maps waits for them (maybe_wait_bpf_programs).
-func Grace() (err error) {
+// DropRingBefore is called when that is read and handed on. Ring began at base. After an error it is still there.
+func (d *Datapath) DropRingBefore(base uint64) error {
+	d.ring.mu.Lock()
+	defer d.ring.mu.Unlock()
+	if d.ring.before == nil {
+		return nil
+	}
+	err := d.ledger.moveBase(base, func() error { return removeMap(filepath.Join(d.pins.set, mapPrefix+ringBefore)) })
+	if err != nil {
+		return err
+	}
+	err = d.ring.before.Close()
+	d.ring.before = nil
+	return err
+}
+
+// Mixed says that programs were attached before Attach that write to RingBefore: some of them may do so until their place is taken. There is no way back to
+// them.
+func (d *Datapath) Mixed() bool { return d.ring.mixed }
+
+// Unmix is called when the place of all of them is taken, and returns when none runs any more.
+func (d *Datapath) Unmix() error {
+	if err := grace(); err != nil {
+		return err
+	}
+	d.ledger.setMixed(false)
+	d.ring.mixed = false
+	return nil
+}
+
+// grace returns when all programs have ended that ran when it was called: a change of a map of maps waits for them (maybe_wait_bpf_programs).
+func grace() (err error) {
 	inner := &ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1}
 	in, err := ebpf.NewMap(inner)
 	if err != nil {

@@ -12,8 +12,8 @@ type chain struct {
 	oldBase uint64
 	now     *ring
 	base    uint64
-	// gone is called when the old ring is given back.
-	gone func(base uint64)
+	// gone is called when the old ring is given back. After an error it is not.
+	gone func(base uint64) error
 }
 
 // Rings are those of a data path.
@@ -23,8 +23,8 @@ type Rings struct {
 	Before *ebpf.Map
 	// Base is the position at which the first of them began.
 	Base uint64
-	// Gone is called when Before is read and given back, with the position at which Now began. It may be nil without Before.
-	Gone func(base uint64)
+	// Gone is called when Before was read and can be given back, with the position at which Now began; after an error again. It may be nil without Before.
+	Gone func(base uint64) error
 }
 
 func openChain(rings *Rings) (*chain, error) {
@@ -79,9 +79,12 @@ func (c *chain) release(position uint64) {
 		if position < c.base {
 			return
 		}
+		// Until it is gone, who opens both begins with it, and with the first record of the other.
+		if err := c.gone(c.base); err != nil {
+			return
+		}
 		_ = c.old.close() // it is not used again
 		c.old = nil
-		c.gone(c.base)
 	}
 	c.now.release(position - c.base)
 }

@@ -137,8 +137,8 @@ func (r *Reader) Tell() {
 
 // Settle is called before Run, when nobody writes to an old ring any more.
 func (r *Reader) Settle() {
-	r.open.RLock()
-	defer r.open.RUnlock()
+	r.open.Lock()
+	defer r.open.Unlock()
 	if r.ring != nil {
 		r.ring.settle()
 	}
@@ -169,7 +169,7 @@ func (r *Reader) Close() error {
 
 // Drain returns when everything that was submitted before the call was handled, or when Run has ended. Safe for concurrent use.
 func (r *Reader) Drain(ctx context.Context) error {
-	w := waiter{r.written(), make(chan struct{})}
+	w := waiter{r.Written(), make(chan struct{})}
 	r.mu.Lock()
 	if r.ended {
 		r.mu.Unlock()
@@ -186,8 +186,8 @@ func (r *Reader) Drain(ctx context.Context) error {
 	}
 }
 
-// written is how far the ring was written; 0 once it is closed.
-func (r *Reader) written() uint64 {
+// Written is how far the ring was written; 0 once it is closed. Safe for concurrent use.
+func (r *Reader) Written() uint64 {
 	r.open.RLock()
 	defer r.open.RUnlock()
 	if r.ring == nil {
@@ -215,6 +215,13 @@ func (r *Reader) answer(position uint64) {
 		close(w.done)
 		return true
 	})
+}
+
+// asks says whether somebody asked since arm.
+func (r *Reader) asks() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.asked) > 0
 }
 
 // awaited says whether somebody waits.
@@ -245,23 +252,23 @@ func (r *Reader) Run(ctx context.Context, h Handler) error {
 		// Looked at before the ring is: what was submitted before the end was asked for is read, and no more, because programs that stay go on.
 		stopping := ctx.Err() != nil
 		if stopping && until == everything {
-			until = r.written()
+			until = r.Written()
 		}
 		r.arm()
-		found, open := r.drain(h, until)
+		found, empty, open := r.drain(ctx, h, until)
 		if !open {
 			h.HandleDrained(false)
 			return nil
 		}
 		r.open.RLock()
 		if r.ring != nil {
-			r.handled(h, true)
+			r.handled(h, empty)
 		}
 		r.open.RUnlock()
 		if stopping && r.position.Load() >= until {
 			return nil
 		}
-		if stopping || r.awaited() {
+		if !empty || stopping || r.awaited() {
 			runtime.Gosched() // an event is about to be there
 			continue
 		}
@@ -275,18 +282,23 @@ func (r *Reader) Run(ctx context.Context, h Handler) error {
 	}
 }
 
-// drain reads the ring empty, or up to a position, and says whether there was anything in it, and whether it is still open.
-func (r *Reader) drain(h Handler, until uint64) (found, open bool) {
+// drain reads the ring empty, or up to a position, and says whether there was anything in it, whether it is empty, and whether it is still open. It comes back
+// before that when somebody waits for something else.
+func (r *Reader) drain(ctx context.Context, h Handler, until uint64) (found, empty, open bool) {
 	r.open.RLock()
 	defer r.open.RUnlock()
 	if r.ring == nil {
-		return false, false
+		return false, false, false
 	}
+	stopping := ctx.Err() != nil
 	pending := 0
 	for position := r.position.Load(); ; {
 		sample, after := r.ring.next(position)
-		if after == position || position >= until {
-			return found, true
+		if after == position {
+			return found, true, true
+		}
+		if position >= until {
+			return found, false, true
 		}
 		position = after
 		r.position.Store(position)
@@ -297,6 +309,9 @@ func (r *Reader) drain(h Handler, until uint64) (found, open bool) {
 		r.handle(h, sample, position)
 		if pending++; pending == batchEvents {
 			pending = 0
+			if !stopping && ctx.Err() != nil || r.asks() {
+				return found, false, true
+			}
 			r.handled(h, false)
 		}
 	}

@@ -82,15 +82,16 @@ func (s *Source) Measure(ctx context.Context, o figure.Options) (figures []figur
 			}
 		}
 	}
-	connections := 0
+	connections, failed := 0, 0
 	for _, w := range ways {
 		figures = append(figures, w.figures()...)
 		if w.load == mesh.driver {
 			connections += w.all.connections
+			failed += w.all.failed
 		}
 	}
 	slices.SortFunc(figures, func(a, b figure.Figure) int { return cmp.Compare(a.Name, b.Name) })
-	return figures, mesh.verify(connections)
+	return figures, mesh.verify(ctx, connections, failed)
 }
 
 func (w *way) once(ctx context.Context) error {

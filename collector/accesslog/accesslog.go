@@ -136,7 +136,7 @@ func (l *Log) note() {
 		known := l.noteExact()
 		l.writing.Unlock()
 		// Whoever came meanwhile went away again.
-		if position, exact := l.queue.Marked(); !exact || position == known {
+		if position, exact := l.queue.Marked(); !exact || position == known || position == 0 {
 			return
 		}
 	}
@@ -146,7 +146,7 @@ func (l *Log) note() {
 func (l *Log) noteExact() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if position, exact := l.queue.Marked(); exact && (position != l.noted || l.file != l.notedFile) {
+	if position, exact := l.queue.Marked(); exact && position != 0 && (position != l.noted || l.file != l.notedFile) {
 		l.noted, l.notedFile = position, l.file
 		l.Noted(position, l.file)
 	}

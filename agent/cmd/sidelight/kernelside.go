@@ -61,8 +61,9 @@ func (k *kernelSide) load(options datapath.Options, c *config.Config) (err error
 	if k.enricher, err = enrich.New(k.cgroup.Mount, enrich.NewPeers(peerGroups(c.PeerGroups))); err != nil {
 		return err
 	}
-	before, base, read := k.datapath.RingBefore()
-	if k.reader, err = event.NewReader(&event.Rings{Now: k.datapath.Ring(), Before: before, Base: base, Gone: k.gone(read)}, c.DrainInterval, &k.stats); err != nil {
+	before, base := k.datapath.RingBefore()
+	k.reader, err = event.NewReader(&event.Rings{Now: k.datapath.Ring(), Before: before, Base: base, Gone: k.datapath.DropRingBefore}, c.DrainInterval, &k.stats)
+	if err != nil {
 		return err
 	}
 	// Between two reports there may be a sweep to make, by whoever is told that the ring is empty.
@@ -71,24 +72,9 @@ func (k *kernelSide) load(options datapath.Options, c *config.Config) (err error
 	return nil
 }
 
-// gone takes an old ring away when it is read.
-func (k *kernelSide) gone(read func(uint64) error) func(uint64) {
-	return func(base uint64) {
-		if err := read(base); err != nil {
-			slog.Error("an old event ring stays, and is read again by the next agent", "error", err)
-		}
-	}
-}
-
 func (k *kernelSide) attach(logger *slog.Logger) error {
 	if err := k.datapath.Attach(); err != nil {
 		return err
-	}
-	if before, _, _ := k.datapath.RingBefore(); before != nil {
-		if err := datapath.Grace(); err != nil {
-			return err
-		}
-		k.reader.Settle()
 	}
 	if err := k.datapath.Adopt(); err != nil {
 		logger.Warn("some of what was there before is not followed", "error", err)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -37,8 +38,9 @@ func newLasting(t *testing.T, cgroup string, args ...string) *lasting {
 	}
 }
 
+// command is a start of the agent. One that goes on although it should end does not go on for ever.
 func (l *lasting) command(program string, more ...string) *exec.Cmd {
-	return exec.Command(program, append(append([]string{
+	return exec.CommandContext(l.t.Context(), program, append(append([]string{
 		"run", "--cgroup", l.cgroup, "--access-log", l.access, "--metrics-address", "127.0.0.1:0",
 	}, l.args...), more...)...)
 }
@@ -116,7 +118,10 @@ func (l *lasting) linesOnce(want int) {
 // refused starts an agent that is to say why it does not, and to change nothing.
 func (l *lasting) refused(want string, more ...string) {
 	l.t.Helper()
-	out, err := l.command(program, more...).CombinedOutput()
+	cmd := l.command(program, more...)
+	limit := time.AfterFunc(patiently(l.t, time.Minute), func() { _ = cmd.Cancel() })
+	defer limit.Stop()
+	out, err := cmd.CombinedOutput()
 	if code := exitCode(err); code != exitInput || !strings.Contains(string(out), want) || strings.Count(strings.TrimSpace(string(out)), "\n") > 0 {
 		l.t.Errorf("exit code %d, and it says\n%s\nwant one line with %q", code, out, want)
 	}

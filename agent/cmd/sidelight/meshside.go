@@ -262,6 +262,26 @@ func (m *meshSide) keep(ctx context.Context) {
 	}
 }
 
+// guard puts the programs of network namespaces in the place of those of an earlier agent, right after others were.
+func (m *meshSide) guard() error {
+	if m == nil {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.guardLocked()
+}
+
+func (m *meshSide) guardLocked() (err error) {
+	if len(m.mesh.Sets) > 0 {
+		m.guards, err = m.datapath.GuardNamespaces()
+		return err
+	}
+	// Also what an earlier agent left, whose mesh had policies.
+	m.guards = 0
+	return m.datapath.Unguard()
+}
+
 func (m *meshSide) saveOutliers() {
 	if err := m.outs.save(m.datapath.ID(), m.outliers); err != nil {
 		m.logger.Warn("endpoints that are out of service come back when the next agent starts", "error", err)
@@ -280,15 +300,7 @@ func (m *meshSide) lookAroundLocked() {
 	}
 	_, reapErr := m.reconciler.Reap()
 	err = errors.Join(err, reapErr, m.datapath.ReapListeners())
-	if len(m.mesh.Sets) > 0 {
-		guards, guardErr := m.datapath.GuardNamespaces()
-		m.guards = guards
-		err = errors.Join(err, guardErr)
-	} else {
-		// Also what an earlier agent left, whose mesh had policies.
-		err = errors.Join(err, m.datapath.Unguard())
-		m.guards = 0
-	}
+	err = errors.Join(err, m.guardLocked())
 	m.cutDrainedLocked()
 	said := ""
 	if err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
@@ -120,6 +121,24 @@ func (n *node) prepare(ctx context.Context, options nodeOptions) error {
 	return nil
 }
 
+// takeRing makes sure that nobody writes to a ring before this one any more, before it is read to its end. Whatever goes wrong, what is attached stays: it
+// is somebody's policies.
+func (n *node) takeRing() error {
+	if !n.datapath.Mixed() {
+		return nil
+	}
+	err := errors.Join(n.datapath.Commit(), n.mesh.guard())
+	if err == nil {
+		err = n.datapath.Unmix()
+	}
+	if err != nil {
+		n.datapath.Keep()
+		return fmt.Errorf("change the size of the event ring: %w; start with the ring_bytes of before, or again", err)
+	}
+	n.reader.Settle()
+	return nil
+}
+
 // snapshot returns the edges with everything in them that the kernel had told by the time of the call. If the ring cannot be drained
 // in time, what is not read yet is missing until the next.
 func (n *node) snapshot() edge.Snapshot {
@@ -147,6 +166,9 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	}
 	_, span := n.tracing.Start(ctx, spanAttach)
 	err = n.attach(n.logger)
+	if err == nil {
+		err = n.takeRing()
+	}
 	meshreceiver.End(span, err)
 	if err != nil {
 		return errors.Join(err, n.stopCollector())
@@ -178,6 +200,7 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	n.keepBudget(budgetCtx)
 	meshCtx, stopMesh := context.WithCancel(readCtx)
 	defer stopMesh()
+	n.mesh.start(meshCtx)
 	aliveCtx, stopAlive := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopAlive()
 	n.succession.keepAlive(aliveCtx)
@@ -185,7 +208,6 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	if err := n.commit(ctx); err != nil {
 		failed <- err
 	} else {
-		n.mesh.start(meshCtx) // which changes what a way back would need
 		n.server.SetAlive(n.alive)
 		n.server.SetReady(true)
 		supervisor.ready()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/sidelight-mesh/sidelight/agent/budget"
 	"github.com/sidelight-mesh/sidelight/agent/config"
+	"github.com/sidelight-mesh/sidelight/agent/enrich"
 	"github.com/sidelight-mesh/sidelight/agent/pipeline"
 	"github.com/sidelight-mesh/sidelight/collector/accesslog"
 	"github.com/sidelight-mesh/sidelight/collector/attribute"
@@ -40,6 +41,8 @@ type outputs struct {
 	builtIn bool
 	// received says that the mesh receiver was started.
 	received atomic.Bool
+	// unwritten leaves out those whose lines an agent before this one has written; nil: none.
+	unwritten func([]enrich.Record) []enrich.Record
 	// handed is the position in the ring before which everything had been handed on when the collector was stopped.
 	handed uint64
 	// handedOn is closed when the mesh receiver has given everything to the exporters.
@@ -149,11 +152,26 @@ func (o *outputs) prepareCollector(
 	return nil
 }
 
+// lines is the log, without what it has.
+type lines struct {
+	*accesslog.Log
+	unwritten func([]enrich.Record) []enrich.Record // nil: all of it
+}
+
+func (l lines) Consume(batch []enrich.Record) {
+	if l.unwritten != nil {
+		batch = l.unwritten(batch)
+	}
+	if len(batch) > 0 {
+		l.Log.Consume(batch)
+	}
+}
+
 // finished are what a pipeline hands the records of connections to that ended: a gate, if there is anything behind it.
 func (o *outputs) finished(slow time.Duration) []pipeline.Sink {
 	var logs, spans []budget.Sink
 	if o.log != nil {
-		logs = append(logs, o.log)
+		logs = append(logs, lines{o.log, o.unwritten})
 	}
 	if o.collector != nil {
 		logs = append(logs, o.records.logs)

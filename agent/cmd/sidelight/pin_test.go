@@ -22,10 +22,10 @@ func TestPinFaults(t *testing.T) {
 	p.connect(5)
 	l.refused(fmt.Sprintf("process %d, attends to %s", l.cmd.Process.Pid, l.pins))
 	// Who could not go on with it does not take it over.
-	config := filepath.Join(t.TempDir(), "ring.yaml")
-	writeFile(t, config, noBudget+"\nring_bytes: 65536\n")
+	mesh := filepath.Join(t.TempDir(), "mesh.yaml")
+	writeFile(t, mesh, serviceYAML("shop", 1, ""))
 	elsewhere := newCgroup(t)
-	l.refused("another layout", "--takeover", "--config", config)
+	l.refused("another layout", "--takeover", "--mesh", mesh)
 	l.refused("and not to "+elsewhere, "--takeover", "--cgroup", elsewhere)
 	l.refused("open access log", "--takeover", "--access-log", "/nowhere/access.log")
 	l.stop()
@@ -77,7 +77,7 @@ func TestPinFaults(t *testing.T) {
 	}
 
 	// Another layout, another cgroup, a place that is no bpffs, and one that does not exist.
-	l.refused("another layout", "--config", config)
+	l.refused("another layout", "--mesh", mesh)
 	l.refused("and not to "+elsewhere, "--cgroup", elsewhere)
 	l.refused("it is not in a bpffs", "--pin-directory", filepath.Join(t.TempDir(), "pins"))
 	l.refused("look at /nowhere", "--pin-directory", "/nowhere/pins")

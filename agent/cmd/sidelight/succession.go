@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -39,9 +40,12 @@ type succession struct {
 	alive   sync.WaitGroup
 
 	written map[string]struct{} // uids of lines that the one before wrote after it last said how far it was
+	until   uint64              // the position from which on there are none of its
 	again   struct {            // connections that it counted
 		logged atomic.Uint64 // and whose lines were not written
 		handed atomic.Uint64
+		// written are those that it had not noted as counted, and whose lines it had written all the same.
+		written atomic.Uint64
 	}
 }
 
@@ -73,6 +77,8 @@ func (n *node) succeed() error {
 		if err := s.readLog(n.config.AccessLog); err != nil {
 			return err
 		}
+		s.until = n.reader.Written()
+		n.outputs.unwritten = s.unwritten
 	}
 	s.restore()
 	return nil
@@ -127,6 +133,9 @@ func (s *succession) save() error {
 // Handled is of event.Progress.
 func (s *succession) Handled(position uint64) {
 	s.ledger.Alive()
+	if position >= s.until {
+		s.written = nil
+	}
 	if s.n.log != nil {
 		s.n.log.Mark(position)
 	}
@@ -174,10 +183,27 @@ func (s *succession) takeAgain(batch []enrich.Record, position uint64) {
 	}
 }
 
+// unwritten leaves out records whose lines the agent before wrote just before it was killed. It is of the reader's goroutine, as are Handled and takeAgain.
+func (s *succession) unwritten(batch []enrich.Record) []enrich.Record {
+	if len(s.written) == 0 {
+		return batch
+	}
+	has := func(r enrich.Record) bool {
+		_, written := s.written[s.n.boot.UID(r.Event.Key)]
+		return written
+	}
+	if !slices.ContainsFunc(batch, has) {
+		return batch
+	}
+	left := slices.DeleteFunc(slices.Clone(batch), has) // others have the batch too
+	s.again.written.Add(uint64(len(batch) - len(left)))
+	return left
+}
+
 // closes is how many connections ended that this agent is to hand on, to the log and to exporters.
 func (s *succession) closes() (log, exporters uint64) {
 	own := s.n.stats.Decoded[connection.Close].Load() - s.counted.Decoded[connection.Close]
-	return own + s.again.logged.Load(), own + s.again.handed.Load()
+	return own + s.again.logged.Load() - s.again.written.Load(), own + s.again.handed.Load()
 }
 
 // readLog finds out which lines the agent before had written when it ended, of those that it had not said of. A log that is no file has no memory, and may
@@ -212,7 +238,11 @@ func (s *succession) readLog(path string) error {
 	if err != nil {
 		return fmt.Errorf("read the end of the access log: %w", err)
 	}
-	return s.readLines(current, max(0, info.Size()-100*int64(s.n.datapath.Ring().MaxEntries())))
+	ring := s.n.datapath.Ring().MaxEntries()
+	if before, _ := s.n.datapath.RingBefore(); before != nil {
+		ring = max(ring, before.MaxEntries())
+	}
+	return s.readLines(current, max(0, info.Size()-100*int64(ring)))
 }
 
 func sameFile(a, b *os.File) (bool, error) {
@@ -334,7 +364,7 @@ func (s *succession) say(logger *slog.Logger) {
 		logger.Info("start: nothing was pinned", "pins", s.n.config.PinDirectory)
 	default:
 		how := "start: programs replaced in place, maps are those of before"
-		if before, _, _ := s.n.datapath.RingBefore(); before != nil {
+		if before, _ := s.n.datapath.RingBefore(); before != nil {
 			how = "start: programs replaced in place, maps are those of before, but for an event ring of another size"
 		}
 		logger.Info(how, "pins", s.n.config.PinDirectory, "agents_before", s.agents,
