@@ -78,7 +78,7 @@ func (n *node) succeed() error {
 			return err
 		}
 		s.until = n.reader.Written()
-		n.outputs.unwritten = s.unwritten
+		n.unwritten = s.unwritten
 	}
 	s.restore()
 	return nil
