@@ -37,6 +37,7 @@ func TestFailClosed(t *testing.T) {
 	if got := w.web.do(meshOrder{Release: true}); got.Cut != 0 {
 		t.Errorf("%d of 2 open connections were cut", got.Cut)
 	}
+	w.stop() // no line is being written
 	var verdicts []string
 	for _, l := range readMeshLines(t, w.access) {
 		if l.Role == "client" && l.Reason == "denied" {

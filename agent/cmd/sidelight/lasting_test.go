@@ -95,7 +95,8 @@ func (p *peers) connect(count int) {
 func (l *lasting) linesOnce(want int) {
 	l.t.Helper()
 	eventually(l.t, "all lines", func() error {
-		lines := strings.Split(strings.TrimSpace(readFile(l.t, l.access)), "\n")
+		lines := strings.Split(readFile(l.t, l.access), "\n")
+		lines = lines[:len(lines)-1] // what comes after the last newline is being written
 		if len(lines) < want {
 			return fmt.Errorf("%d lines, want %d", len(lines), want)
 		}

@@ -458,6 +458,9 @@ func readMeshLines(t *testing.T, file string) []meshLine {
 	}
 	var lines []meshLine
 	for text := range strings.Lines(string(text)) {
+		if !strings.HasSuffix(text, "\n") {
+			break // it is being written
+		}
 		var l meshLine
 		if err := json.Unmarshal([]byte(text), &l); err != nil {
 			t.Fatalf("%v: %s", err, text)
