@@ -134,10 +134,7 @@ func Prepare(options Options) (*Datapath, error) {
 	if err := d.prepare(&options, spec); err != nil {
 		return nil, err
 	}
-	if differs {
-		return nil, errors.Join(d.mesh.close(), d.objects.Close())
-	}
-	if !d.resumed {
+	if differs || !d.resumed {
 		return nil, errors.Join(d.mesh.close(), d.objects.Close())
 	}
 	return d, nil

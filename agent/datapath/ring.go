@@ -194,35 +194,36 @@ const (
 
 // setMixed notes in a ledger that programs write to a ring that is not the newest.
 func setMixed(path string) error {
-	m, err := ebpf.LoadPinnedMap(path, nil)
-	if err != nil {
-		return fmt.Errorf("open pinned map %s: %w", path, err)
-	}
-	defer m.Close()
-	var l bpf.Ledger
-	if err := m.Lookup(uint32(0), &l); err != nil {
-		return fmt.Errorf("read pinned map %s: %w", path, err)
-	}
-	l.Mixed = 1
-	if err := m.Put(uint32(0), &l); err != nil {
-		return fmt.Errorf("write pinned map %s: %w", path, err)
-	}
-	return nil
+	return withLedger(path, func(m *ebpf.Map, l *bpf.Ledger) error {
+		l.Mixed = 1
+		return m.Put(uint32(0), l)
+	})
 }
 
 // sameVersion tells whether the agent before was of this version.
-func (d *Datapath) sameVersion(set string) (bool, error) {
-	path := filepath.Join(d.pins.dir, set, mapPrefix+"ledger")
+func (d *Datapath) sameVersion(set string) (same bool, err error) {
+	err = withLedger(filepath.Join(d.pins.dir, set, mapPrefix+"ledger"), func(_ *ebpf.Map, l *bpf.Ledger) error {
+		same = text(l.Version[:]) == d.version
+		return nil
+	})
+	return same, err
+}
+
+// withLedger opens a pinned ledger before there is a Ledger of it.
+func withLedger(path string, f func(*ebpf.Map, *bpf.Ledger) error) error {
 	m, err := ebpf.LoadPinnedMap(path, nil)
 	if err != nil {
-		return false, fmt.Errorf("open pinned map %s: %w", path, err)
+		return fmt.Errorf("open pinned map %s: %w; if it is damaged, take all off with: sidelight uninstall", path, err)
 	}
 	defer m.Close()
 	var l bpf.Ledger
-	if err := m.Lookup(uint32(0), &l); err != nil {
-		return false, fmt.Errorf("read pinned map %s: %w", path, err)
+	if err = m.Lookup(uint32(0), &l); err == nil {
+		err = f(m, &l)
 	}
-	return text(l.Version[:]) == d.version, nil
+	if err != nil {
+		return fmt.Errorf("pinned map %s: %w", path, err)
+	}
+	return nil
 }
 
 // openBefore opens the old ring of the set, if there is one.

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
@@ -60,17 +59,8 @@ func newPlace() (*place, error) {
 		return p, err
 	}
 	err = p.inside(func() error {
-		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-		if err != nil {
-			return fmt.Errorf("open netlink: %w", err)
-		}
-		defer h.Close()
-		loopback, err := h.LinkByName("lo")
-		if err != nil {
-			return fmt.Errorf("find lo: %w", err)
-		}
-		if err := h.LinkSetUp(loopback); err != nil {
-			return fmt.Errorf("set lo up: %w", err)
+		if err := lab.LoopbackUp(); err != nil {
+			return err
 		}
 		return os.WriteFile("/proc/sys/net/ipv4/tcp_max_tw_buckets", []byte(strconv.Itoa(timeWaits)), 0)
 	})

@@ -14,7 +14,6 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
@@ -72,7 +71,7 @@ func (p *place) add(w way) (datapath.Cgroup, netns.NsHandle, error) {
 	p.namespaces = append(p.namespaces, ns)
 	w.Cgroup, w.Listen = dir, listenPort
 	p.ways = append(p.ways, w)
-	return datapath.Cgroup{Dir: dir, Mount: p.root.Mount}, ns, lab.In(ns, loopbackUp)
+	return datapath.Cgroup{Dir: dir, Mount: p.root.Mount}, ns, lab.In(ns, lab.LoopbackUp)
 }
 
 // drop takes the last way back.
@@ -81,22 +80,6 @@ func (p *place) drop() error {
 	err := errors.Join(p.namespaces[last].Close(), lab.RemoveCgroup(p.cgroups[last]))
 	p.ways, p.namespaces, p.cgroups = p.ways[:last], p.namespaces[:last], p.cgroups[:last]
 	return err
-}
-
-func loopbackUp() error {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("open netlink: %w", err)
-	}
-	defer h.Close()
-	loopback, err := h.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("find lo: %w", err)
-	}
-	if err := h.LinkSetUp(loopback); err != nil {
-		return fmt.Errorf("set lo up: %w", err)
-	}
-	return nil
 }
 
 // start starts the process that connects, when all ways are there.

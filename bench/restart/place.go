@@ -14,7 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
@@ -64,20 +63,7 @@ func newPlace() (*place, error) {
 	if p.ns, err = lab.NewNamespace(); err != nil {
 		return p, err
 	}
-	return p, lab.In(p.ns, loopbackUp)
-}
-
-func loopbackUp() error {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("open netlink: %w", err)
-	}
-	defer h.Close()
-	loopback, err := h.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("find lo: %w", err)
-	}
-	return h.LinkSetUp(loopback)
+	return p, lab.In(p.ns, lab.LoopbackUp)
 }
 
 func (p *place) bpffs() string { return filepath.Join(p.directory, "bpf") }
