@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -215,6 +216,8 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	if attached != nil {
 		attached()
 	}
+	// A start takes some megabytes (object, types, configuration) that nobody needs again, and an idle agent would not collect for minutes.
+	debug.FreeOSMemory()
 	err = n.wait(ctx, failed)
 	n.server.SetReady(false)
 	supervisor.stopping(err)
