@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * Everything that crosses from the kernel to Go, and nothing else. bpf2go turns these types into the Go ones of package bpf;
- * agent/event reads them by fixed offsets and a test there holds the offsets against the generated types.
+ * agent/event reads records by the offsets that those have.
  *
  * No struct is packed, every padding byte has a name: a record is copied whole, and unnamed padding would carry stale kernel bytes.
  */
@@ -10,8 +10,21 @@
 
 #include <linux/types.h>
 
+/*
+ * A test of upgrades wants a program whose maps are of another layout. bpf.go has a second object made for it, with MESH_OTHER_LAYOUT, where nearly every
+ * struct has its fields in other places. Records have the size that they have: the stack of programs has no room for more.
+ */
+#ifdef MESH_OTHER_LAYOUT
+#define MESH_ORDINARY(...)
+#define MESH_OTHER(...) __VA_ARGS__
+/* That of no release. */
+#define MESH_ABI_VERSION 999
+#else
+#define MESH_ORDINARY(...) __VA_ARGS__
+#define MESH_OTHER(...)
 /* Raised by every change of a layout below. */
 #define MESH_ABI_VERSION 5
+#endif
 
 #pragma clang diagnostic push
 #pragma clang diagnostic error "-Wpadded"
@@ -86,6 +99,7 @@ struct mesh_owner {
  * one. Times are CLOCK_MONOTONIC; 0 means "did not happen".
  */
 struct mesh_event {
+	MESH_OTHER(__u64 event_ns;)
 	__u8 kind; /* enum mesh_kind */
 	__u8 role; /* enum mesh_role */
 	__u8 reason; /* enum mesh_reason; of a MESH_CLOSE only */
@@ -103,7 +117,7 @@ struct mesh_event {
 	__u32 client_isn; /* the client's initial sequence number: both ends know it, so both can name the connection alike */
 	__u16 told; /* enum mesh_told, before this event */
 	__u16 flags; /* enum mesh_flags */
-	__u64 event_ns;
+	MESH_ORDINARY(__u64 event_ns;)
 };
 
 /*
@@ -113,6 +127,7 @@ struct mesh_event {
  */
 struct mesh_close_event {
 	struct mesh_event event;
+	MESH_OTHER(__u32 sk_err; __u32 reserved;)
 	__u64 reported_sent_bytes; /* before this event */
 	__u64 reported_received_bytes;
 	__u32 reported_retransmits;
@@ -125,12 +140,12 @@ struct mesh_close_event {
 	__u32 syn_retransmits; /* of these, during the handshake */
 	__u32 srtt_us; /* 0: never measured */
 	__u32 min_rtt_us; /* ~0: never measured */
-	__u32 sk_err; /* positive errno that the kernel left in the socket */
-	__u32 reserved;
+	MESH_ORDINARY(__u32 sk_err; __u32 reserved;) /* positive errno that the kernel left in the socket */
 };
 
 /* What the mesh decided of a connection, and what by. */
 struct mesh_decision {
+	MESH_OTHER(__u64 generation;)
 	__u8 original_addr[16]; /* dialled, before rewriting */
 	__u16 original_port; /* host byte order */
 	__u8 verdict; /* enum mesh_verdict */
@@ -145,7 +160,8 @@ struct mesh_decision {
 	__u32 limit; /* of a refusal by limit: index into `limits` */
 	__u32 limit_value; /* and what stood against it then: its bound */
 	__u32 decision_ns; /* spent deciding */
-	__u64 generation; /* of the configuration that decided: of the service's table, or without a service of the policies */
+	/* Of the configuration that decided: of the service's table, or without a service of the policies. */
+	MESH_ORDINARY(__u64 generation;)
 };
 
 enum mesh_verdict {
@@ -160,6 +176,7 @@ enum mesh_verdict {
 
 /* Whose sums a lost MESH_CLOSE goes to: the facts that an edge is made of. */
 struct mesh_lost_key {
+	MESH_OTHER(__u64 other;)
 	__u64 cgroup_id;
 	__u8 peer_addr[16];
 	__u8 role; /* enum mesh_role */
@@ -173,6 +190,7 @@ struct mesh_lost_key {
 
 /* What lost MESH_CLOSE events would have added to an edge. The gauges go down only: by what was told before. */
 struct mesh_lost {
+	MESH_OTHER(__u64 other;)
 	__u64 attempts;
 	__u64 established;
 	__u64 adopted;
@@ -188,6 +206,7 @@ struct mesh_lost {
 
 /* The kernel's side of the account, one per CPU; each field only grows. */
 struct mesh_account {
+	MESH_OTHER(__u64 other;)
 	__u64 attempts; /* SYN about to leave, or waiting for its answer when it was adopted */
 	__u64 established[MESH_ROLE_COUNT];
 	__u64 adopted[MESH_ROLE_COUNT]; /* open when we came */
@@ -233,6 +252,7 @@ enum mesh_algorithm {
 
 /* What one port of a service leads to, in one family, in one generation. */
 struct mesh_table {
+	MESH_OTHER(__u64 other;)
 	__u64 generation;
 	__u32 service; /* id */
 	__u32 algorithm; /* enum mesh_algorithm */
@@ -248,6 +268,7 @@ struct mesh_table {
 
 /* Where a connection can go. */
 struct mesh_backend {
+	MESH_OTHER(__u64 other;)
 	__u8 addr[16];
 	__u16 port; /* host byte order; 0: as dialled */
 	__u16 reserved;
@@ -261,6 +282,7 @@ struct mesh_backend {
 
 /* What the kernel counts of a backend: written by programs only. */
 struct mesh_load {
+	MESH_OTHER(__u64 other;)
 	__u64 open; /* open or connecting */
 	__u64 picks;
 	__u64 failed; /* connects that failed */
@@ -269,6 +291,7 @@ struct mesh_load {
 
 /* Somebody with an identity. */
 struct mesh_workload {
+	MESH_OTHER(__u64 other;)
 	__u32 policy_set; /* index into `policy_sets`: who may connect to it; 0: everybody */
 	__u32 source; /* class of identity and namespace, as in `policy_sources`; 0: neither is known */
 	__u32 limit; /* index into `limits`, of the connections that it opens; 0: none */
@@ -284,6 +307,7 @@ enum mesh_workload_flags {
 };
 
 struct mesh_limit {
+	MESH_OTHER(__u64 other;)
 	__u32 max_open; /* 0: no limit */
 	__u32 max_connecting;
 	__u32 per_second;
@@ -298,6 +322,7 @@ struct mesh_rules {
 };
 
 struct mesh_policy_set {
+	MESH_OTHER(__u64 other;)
 	__u64 generation;
 	struct mesh_rules deny;
 	struct mesh_rules allow;
@@ -331,6 +356,7 @@ struct mesh_policy_port {
 
 /* Verdicts are counted by this. */
 struct mesh_verdict_key {
+	MESH_OTHER(__u64 other;)
 	__u32 policy_set;
 	__u16 rule;
 	__u8 verdict;
@@ -366,6 +392,7 @@ struct mesh_logged {
 };
 
 struct mesh_ledger {
+	MESH_OTHER(__u64 other;)
 	__u64 counted_number;
 	struct mesh_counted counted[2];
 	__u64 logged_number;
@@ -377,14 +404,24 @@ struct mesh_ledger {
 	__u64 generation; /* of the mesh that it put in force last, or was about to */
 	__u64 ring_base; /* the position at which the oldest ring that there is began */
 	__u64 next_base; /* what that is to be when the oldest is gone; 0: it stays */
+	__u64 next_rings; /* how many there are before the one that is written to, as long as it is not */
 	__u64 mixed; /* programs may write to a ring that is not the newest */
 	__u64 alone_ns; /* for how long there was none, in all */
+	__u64 data_path; /* what agents know it by; 0: the id of this map */
 	__u8 version[64]; /* its version */
 };
 
 /* How long the programs have been alone. Written by user space only. */
 struct mesh_watchdog {
+	MESH_OTHER(__u64 other;)
 	__u64 alive_ns; /* CLOCK_MONOTONIC: an agent was there */
+};
+
+/* The ring's records, for agents of another layout: they read what is left in it. */
+struct mesh_formats {
+	struct mesh_event event;
+	struct mesh_close_event close;
+	struct mesh_decision decision;
 };
 
 #pragma clang diagnostic pop
@@ -394,6 +431,7 @@ _Static_assert(sizeof(struct mesh_event) == 128, "mesh_event");
 _Static_assert(sizeof(struct mesh_close_event) == 208, "mesh_close_event");
 _Static_assert(sizeof(struct mesh_decision) == 64, "mesh_decision");
 _Static_assert(sizeof(struct mesh_frontend) == 20, "mesh_frontend");
+#ifndef MESH_OTHER_LAYOUT
 _Static_assert(sizeof(struct mesh_table) == 48, "mesh_table");
 _Static_assert(sizeof(struct mesh_backend) == 48, "mesh_backend");
 _Static_assert(sizeof(struct mesh_load) == 32, "mesh_load");
@@ -402,5 +440,6 @@ _Static_assert(sizeof(struct mesh_policy_set) == 176, "mesh_policy_set");
 _Static_assert(sizeof(struct mesh_lost_key) == 40, "mesh_lost_key");
 _Static_assert(sizeof(struct mesh_lost) == 88, "mesh_lost");
 _Static_assert(sizeof(struct mesh_account) == 8 * (1 + 3 + 3 + 1 + 3 + 5 + 5 + 5 + 3 + 8 + 1 + 3 + 1), "mesh_account");
+#endif
 
 #endif

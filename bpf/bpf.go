@@ -2,18 +2,23 @@
 // twins of the types in abi.h. It knows how to load nothing: that is agent/datapath.
 //
 // The object and the generated Go file are committed, so a plain go build needs no clang. "make generate" makes them anew. One
-// little-endian object serves x86-64 and arm64.
+// little-endian object serves x86-64 and arm64. A second one, with other places for the same fields, is for tests of upgrades: a build with the tag
+// sidelight_other_layout has it instead.
 package bpf
 
 import (
 	"encoding/binary"
 	"fmt"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 )
 
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -no-global-types -target bpfel -type mesh_event -type mesh_close_event -type mesh_account -type mesh_lost_key -type mesh_lost -type mesh_decision -type mesh_frontend -type mesh_table -type mesh_backend -type mesh_load -type mesh_workload -type mesh_limit -type mesh_limit_state -type mesh_rules -type mesh_policy_set -type mesh_policy_source -type mesh_policy_block -type mesh_policy_port -type mesh_verdict_key -type mesh_address -type mesh_listen -type mesh_listener -type mesh_ledger -type mesh_counted -type mesh_logged -type mesh_watchdog -type mesh_verdict -type mesh_algorithm -type mesh_workload_flags -type mesh_told -type mesh_flags -type mesh_kind -type mesh_role -type mesh_reason mesh mesh.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
+//go:generate -command object go tool bpf2go -cc clang-19 -strip llvm-strip-19 -no-global-types -target bpfel -type mesh_event -type mesh_close_event -type mesh_account -type mesh_lost_key -type mesh_lost -type mesh_decision -type mesh_frontend -type mesh_table -type mesh_backend -type mesh_load -type mesh_workload -type mesh_limit -type mesh_limit_state -type mesh_rules -type mesh_policy_set -type mesh_policy_source -type mesh_policy_block -type mesh_policy_port -type mesh_verdict_key -type mesh_address -type mesh_listen -type mesh_listener -type mesh_ledger -type mesh_counted -type mesh_logged -type mesh_watchdog -type mesh_verdict -type mesh_algorithm -type mesh_workload_flags -type mesh_told -type mesh_flags -type mesh_kind -type mesh_role -type mesh_reason
+//go:generate object -tags !sidelight_other_layout mesh mesh.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
+//go:generate object -tags sidelight_other_layout -output-stem other mesh mesh.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu -DMESH_OTHER_LAYOUT
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -no-global-types -target bpfel carry carry.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
 
 type (
 	// Event is struct mesh_event of abi.h, as bpf2go derives it from the object's BTF; so are the next two.
@@ -40,14 +45,11 @@ type (
 	Objects = meshObjects
 )
 
-// ABIVersion is MESH_ABI_VERSION: recorded event streams name it.
-const ABIVersion = 5
-
-// Sizes of the ring's records in bytes; abi.h asserts the same.
+// Sizes of the ring's records in bytes.
 const (
-	EventSize      = 128
-	CloseEventSize = 208
-	DecisionSize   = 64
+	EventSize      = int(unsafe.Sizeof(Event{}))
+	CloseEventSize = int(unsafe.Sizeof(CloseEvent{}))
+	DecisionSize   = int(unsafe.Sizeof(Decision{}))
 )
 
 // Kinds of events, as in enum mesh_kind.
@@ -114,8 +116,8 @@ const (
 	LookupNetns    = meshVarLookupNetns
 )
 
-// flagsOffset is where enum mesh_flags is in a record; a test of agent/event holds it.
-const flagsOffset = 118
+// flagsOffset is where enum mesh_flags is in a record.
+const flagsOffset = unsafe.Offsetof(Event{}.Flags)
 
 // SweepSize returns how long the record is that b begins with, as a sweep writes them one after the other; 0: it is not whole.
 func SweepSize(b []byte) int {

@@ -27,6 +27,7 @@ enum mesh_phase {
  */
 struct mesh_connection {
 	struct mesh_event event;
+	MESH_OTHER(__u64 other;)
 	__u32 told; /* enum mesh_told; changed by atomics only */
 	/*
 	 * SYN or SYN-ACK, known when the handshake is done. 8 bits: a client's are bounded by tcp_syn_retries and tcp_syn_linear_timeouts, of
@@ -48,12 +49,16 @@ struct mesh_connection {
 };
 
 /*
- * With what the kernel puts before it (struct bpf_local_storage_elem) 256 bytes, which is what it allocates: 8 more would take 512.
+ * With what the kernel puts before it (struct bpf_local_storage_elem) 256 bytes, which is what it allocates: 8 more would take 512, as they do in the other
+ * layout.
  */
+#ifndef MESH_OTHER_LAYOUT
 _Static_assert(sizeof(struct mesh_connection) <= 184, "mesh_connection");
+#endif
 
 /* What the mesh decided of a socket's connection, and what it holds for it. */
 struct mesh_decided {
+	MESH_OTHER(__u64 other;)
 	struct mesh_decision decision;
 	__u32 holds; /* enum mesh_holds: what is to be given back */
 	__u32 limits[2]; /* the indices: of the service, of the workload */
@@ -108,6 +113,25 @@ struct {
 	__type(key, __u32);
 	__type(value, struct mesh_account);
 } account SEC(".maps");
+
+/* Purpose: the same of programs before, whose maps had another layout. Writer: user space. Deleter: nobody. Size: one struct. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct mesh_account);
+} account_before SEC(".maps");
+
+/*
+ * Purpose: its type says what the records of `events` are made of, to whoever finds it pinned. Writer, deleter: nobody, it holds nothing. Size: one, as there is no
+ * smaller.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct mesh_formats);
+} formats SEC(".maps");
 
 /*
  * Purpose: sums of connections whose MESH_CLOSE found no room in the ring, or was not asked for. Writer: mesh_sockops, mesh_state.
@@ -234,6 +258,7 @@ MESH_ARRAY(limits, struct mesh_limit);
  * What stands against a bound. The lock makes a look and a step one: n connections pass a limit of n, whoever races.
  */
 struct mesh_limit_state {
+	MESH_OTHER(__u64 other;)
 	struct bpf_spin_lock lock;
 	__u32 reserved;
 	struct mesh_limit_counts counts;

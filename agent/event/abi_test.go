@@ -4,81 +4,12 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"unsafe"
 
 	"github.com/cilium/ebpf/btf"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/bpf"
 )
-
-// Decode reads by offsets of its own; the generated types have those of the compiled object.
-func TestOffsets(t *testing.T) {
-	var e bpf.Event
-	var c bpf.CloseEvent
-	var d bpf.Decision
-	tests := []struct {
-		name string
-		got  uintptr
-		want uintptr
-	}{
-		{"kind", offKind, unsafe.Offsetof(e.Kind)},
-		{"role", offRole, unsafe.Offsetof(e.Role)},
-		{"reason", offReason, unsafe.Offsetof(e.Reason)},
-		{"local_port", offLocalPort, unsafe.Offsetof(e.LocalPort)},
-		{"peer_port", offPeerPort, unsafe.Offsetof(e.PeerPort)},
-		{"cookie", offCookie, unsafe.Offsetof(e.Cookie)},
-		{"start_ns", offStart, unsafe.Offsetof(e.StartNs)},
-		{"connect_ns", offConnect, unsafe.Offsetof(e.ConnectNs)},
-		{"established_ns", offEstablished, unsafe.Offsetof(e.EstablishedNs)},
-		{"local_addr", offLocalAddr, unsafe.Offsetof(e.LocalAddr)},
-		{"peer_addr", offPeerAddr, unsafe.Offsetof(e.PeerAddr)},
-		{"cgroup_id", offCgroup, unsafe.Offsetof(e.CgroupId)},
-		{"owner.start_boottime_ns", offOwnerStart, unsafe.Offsetof(e.Owner) + unsafe.Offsetof(e.Owner.StartBoottimeNs)},
-		{"owner.pid", offOwnerPID, unsafe.Offsetof(e.Owner) + unsafe.Offsetof(e.Owner.Pid)},
-		{"owner.comm", offOwnerComm, unsafe.Offsetof(e.Owner) + unsafe.Offsetof(e.Owner.Comm)},
-		{"client_isn", offClientISN, unsafe.Offsetof(e.ClientIsn)},
-		{"told", offTold, unsafe.Offsetof(e.Told)},
-		{"flags", offFlags, unsafe.Offsetof(e.Flags)},
-		{"event_ns", offEvent, unsafe.Offsetof(e.EventNs)},
-		{"event", 0, unsafe.Offsetof(c.Event)},
-		{"reported_sent_bytes", offReportedSent, unsafe.Offsetof(c.ReportedSentBytes)},
-		{"reported_received_bytes", offReportedRecv, unsafe.Offsetof(c.ReportedReceivedBytes)},
-		{"reported_retransmits", offReportedRetr, unsafe.Offsetof(c.ReportedRetransmits)},
-		{"reported_syn_retransmits", offReportedSYN, unsafe.Offsetof(c.ReportedSynRetransmits)},
-		{"first_sent_ns", offFirstSent, unsafe.Offsetof(c.FirstSentNs)},
-		{"first_received_ns", offFirstReceived, unsafe.Offsetof(c.FirstReceivedNs)},
-		{"syn_retransmits", offSYNRetr, unsafe.Offsetof(c.SynRetransmits)},
-		{"sent_bytes", offSentBytes, unsafe.Offsetof(c.SentBytes)},
-		{"received_bytes", offReceivedBytes, unsafe.Offsetof(c.ReceivedBytes)},
-		{"retransmits", offRetransmits, unsafe.Offsetof(c.Retransmits)},
-		{"srtt_us", offSRTT, unsafe.Offsetof(c.SrttUs)},
-		{"min_rtt_us", offMinRTT, unsafe.Offsetof(c.MinRttUs)},
-		{"original_addr", offOriginalAddr, unsafe.Offsetof(d.OriginalAddr)},
-		{"original_port", offOriginalPort, unsafe.Offsetof(d.OriginalPort)},
-		{"verdict", offVerdict, unsafe.Offsetof(d.Verdict)},
-		{"dry_verdict", offDryVerdict, unsafe.Offsetof(d.DryVerdict)},
-		{"service", offService, unsafe.Offsetof(d.Service)},
-		{"backend", offBackend, unsafe.Offsetof(d.Backend)},
-		{"backend_tag", offBackendTag, unsafe.Offsetof(d.BackendTag)},
-		{"destination", offDestination, unsafe.Offsetof(d.Destination)},
-		{"policy_set", offPolicySet, unsafe.Offsetof(d.PolicySet)},
-		{"rule", offRule, unsafe.Offsetof(d.Rule)},
-		{"dry_rule", offDryRule, unsafe.Offsetof(d.DryRule)},
-		{"limit", offLimit, unsafe.Offsetof(d.Limit)},
-		{"limit_value", offLimitValue, unsafe.Offsetof(d.LimitValue)},
-		{"decision_ns", offDecisionNS, unsafe.Offsetof(d.DecisionNs)},
-		{"generation", offGeneration, unsafe.Offsetof(d.Generation)},
-		{"sizeof(struct mesh_decision)", bpf.DecisionSize, unsafe.Sizeof(d)},
-		{"sizeof(struct mesh_event)", bpf.EventSize, unsafe.Sizeof(e)},
-		{"sizeof(struct mesh_close_event)", bpf.CloseEventSize, unsafe.Sizeof(c)},
-	}
-	for _, test := range tests {
-		if test.got != test.want {
-			t.Errorf("%s is %d, want %d", test.name, test.got, test.want)
-		}
-	}
-}
 
 // Package connection imports nothing of ours, so it repeats the kernel's enums. Each value must be there, by number and by name.
 func TestEnums(t *testing.T) {

@@ -5,63 +5,64 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"unsafe"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/bpf"
 )
 
-// Offsets of struct mesh_event and struct mesh_close_event (bpf/abi.h); a test holds them against the generated types.
+// Offsets in struct mesh_event, which the longer records begin with, and in struct mesh_close_event (bpf/abi.h).
 const (
-	offKind          = 0
-	offRole          = 1
-	offReason        = 2
-	offLocalPort     = 4
-	offPeerPort      = 6
-	offCookie        = 8
-	offStart         = 16
-	offConnect       = 24
-	offEstablished   = 32
-	offLocalAddr     = 40
-	offPeerAddr      = 56
-	offCgroup        = 72
-	offOwnerStart    = 80
-	offOwnerPID      = 88
-	offOwnerComm     = 96
-	offClientISN     = 112
-	offTold          = 116
-	offFlags         = 118
-	offEvent         = 120
-	offReportedSent  = 128
-	offReportedRecv  = 136
-	offReportedRetr  = 144
-	offReportedSYN   = 148
-	offSentBytes     = 152
-	offReceivedBytes = 160
-	offFirstSent     = 168
-	offFirstReceived = 176
-	offRetransmits   = 184
-	offSYNRetr       = 188
-	offSRTT          = 192
-	offMinRTT        = 196
+	offKind          = unsafe.Offsetof(bpf.Event{}.Kind)
+	offRole          = unsafe.Offsetof(bpf.Event{}.Role)
+	offReason        = unsafe.Offsetof(bpf.Event{}.Reason)
+	offLocalPort     = unsafe.Offsetof(bpf.Event{}.LocalPort)
+	offPeerPort      = unsafe.Offsetof(bpf.Event{}.PeerPort)
+	offCookie        = unsafe.Offsetof(bpf.Event{}.Cookie)
+	offStart         = unsafe.Offsetof(bpf.Event{}.StartNs)
+	offConnect       = unsafe.Offsetof(bpf.Event{}.ConnectNs)
+	offEstablished   = unsafe.Offsetof(bpf.Event{}.EstablishedNs)
+	offLocalAddr     = unsafe.Offsetof(bpf.Event{}.LocalAddr)
+	offPeerAddr      = unsafe.Offsetof(bpf.Event{}.PeerAddr)
+	offCgroup        = unsafe.Offsetof(bpf.Event{}.CgroupId)
+	offOwnerStart    = unsafe.Offsetof(bpf.Event{}.Owner) + unsafe.Offsetof(bpf.Event{}.Owner.StartBoottimeNs)
+	offOwnerPID      = unsafe.Offsetof(bpf.Event{}.Owner) + unsafe.Offsetof(bpf.Event{}.Owner.Pid)
+	offOwnerComm     = unsafe.Offsetof(bpf.Event{}.Owner) + unsafe.Offsetof(bpf.Event{}.Owner.Comm)
+	offClientISN     = unsafe.Offsetof(bpf.Event{}.ClientIsn)
+	offTold          = unsafe.Offsetof(bpf.Event{}.Told)
+	offFlags         = unsafe.Offsetof(bpf.Event{}.Flags)
+	offEvent         = unsafe.Offsetof(bpf.Event{}.EventNs)
+	offReportedSent  = unsafe.Offsetof(bpf.CloseEvent{}.ReportedSentBytes)
+	offReportedRecv  = unsafe.Offsetof(bpf.CloseEvent{}.ReportedReceivedBytes)
+	offReportedRetr  = unsafe.Offsetof(bpf.CloseEvent{}.ReportedRetransmits)
+	offReportedSYN   = unsafe.Offsetof(bpf.CloseEvent{}.ReportedSynRetransmits)
+	offSentBytes     = unsafe.Offsetof(bpf.CloseEvent{}.SentBytes)
+	offReceivedBytes = unsafe.Offsetof(bpf.CloseEvent{}.ReceivedBytes)
+	offFirstSent     = unsafe.Offsetof(bpf.CloseEvent{}.FirstSentNs)
+	offFirstReceived = unsafe.Offsetof(bpf.CloseEvent{}.FirstReceivedNs)
+	offRetransmits   = unsafe.Offsetof(bpf.CloseEvent{}.Retransmits)
+	offSYNRetr       = unsafe.Offsetof(bpf.CloseEvent{}.SynRetransmits)
+	offSRTT          = unsafe.Offsetof(bpf.CloseEvent{}.SrttUs)
+	offMinRTT        = unsafe.Offsetof(bpf.CloseEvent{}.MinRttUs)
 )
 
-// Offsets of struct mesh_decision.
+// Offsets in struct mesh_decision.
 const (
-	offOriginalAddr = 0
-	offOriginalPort = 16
-	offVerdict      = 18
-	offDryVerdict   = 19
-	offService      = 20
-	offBackend      = 24
-	offBackendTag   = 28
-	offDestination  = 32
-	offPolicySet    = 36
-	offRule         = 40
-	offDryRule      = 42
-	offLimit        = 44
-	offLimitValue   = 48
-	offDecisionNS   = 52
-	offGeneration   = 56
+	offOriginalAddr = unsafe.Offsetof(bpf.Decision{}.OriginalAddr)
+	offOriginalPort = unsafe.Offsetof(bpf.Decision{}.OriginalPort)
+	offVerdict      = unsafe.Offsetof(bpf.Decision{}.Verdict)
+	offDryVerdict   = unsafe.Offsetof(bpf.Decision{}.DryVerdict)
+	offService      = unsafe.Offsetof(bpf.Decision{}.Service)
+	offBackend      = unsafe.Offsetof(bpf.Decision{}.Backend)
+	offBackendTag   = unsafe.Offsetof(bpf.Decision{}.BackendTag)
+	offDestination  = unsafe.Offsetof(bpf.Decision{}.Destination)
+	offPolicySet    = unsafe.Offsetof(bpf.Decision{}.PolicySet)
+	offRule         = unsafe.Offsetof(bpf.Decision{}.Rule)
+	offDryRule      = unsafe.Offsetof(bpf.Decision{}.DryRule)
+	offLimit        = unsafe.Offsetof(bpf.Decision{}.Limit)
+	offLimitValue   = unsafe.Offsetof(bpf.Decision{}.LimitValue)
+	offDecisionNS   = unsafe.Offsetof(bpf.Decision{}.DecisionNs)
+	offGeneration   = unsafe.Offsetof(bpf.Decision{}.Generation)
 )
 
 // Decode reads one record of the ring, or of a sweep, into an event, overwriting it whole. It allocates only for the error, which says what a

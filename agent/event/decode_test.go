@@ -1,6 +1,7 @@
 package event
 
 import (
+	"fmt"
 	"math"
 	"net/netip"
 	"testing"
@@ -148,30 +149,32 @@ func TestDecode(t *testing.T) {
 }
 
 func TestDecodeErrors(t *testing.T) {
-	change := func(b []byte, offset int, value byte) []byte {
+	change := func(b []byte, offset uintptr, value byte) []byte {
 		b[offset] = value
 		return b
 	}
 	event := func() []byte { return bytesOf(sample(bpf.PreConnect, bpf.Client)) }
 	closing := func() []byte { return bytesOf(closeSample(bpf.Client, 17)) }
+	short, long := bpf.EventSize, bpf.CloseEventSize
+	say := fmt.Sprintf
 	tests := []struct {
 		name string
 		in   []byte
 		want string
 	}{
-		{"nothing", nil, "decode event: 0 bytes, want at least 128"},
-		{"one byte short", event()[:127], "decode event: 127 bytes, want at least 128"},
-		{"kind zero", change(event(), 0, 0), "decode event: unknown kind 0"},
-		{"first kind that is none", change(event(), 0, 5), "decode event: unknown kind 5"},
-		{"kind 255", change(event(), 0, 255), "decode event: unknown kind 255"},
-		{"one byte too long", append(event(), 0), "decode event: 129 bytes of kind 1, want 128"},
-		{"established of the size of a close", change(closing(), 0, 2), "decode event: 208 bytes of kind 2, want 128"},
-		{"close without totals", change(event(), 0, 3), "decode event: 128 bytes of kind 3, want 208"},
-		{"close one byte short", closing()[:207], "decode event: 207 bytes of kind 3, want 208"},
-		{"close one byte too long", append(closing(), 0), "decode event: 209 bytes of kind 3, want 208"},
-		{"role zero", change(event(), 1, 0), "decode event: unknown role 0"},
-		{"first role that is none", change(event(), 1, 3), "decode event: unknown role 3"},
-		{"first reason that is none", change(closing(), 2, 13), "decode event: unknown reason 13"},
+		{"nothing", nil, say("decode event: 0 bytes, want at least %d", short)},
+		{"one byte short", event()[:short-1], say("decode event: %d bytes, want at least %d", short-1, short)},
+		{"kind zero", change(event(), offKind, 0), "decode event: unknown kind 0"},
+		{"first kind that is none", change(event(), offKind, 5), "decode event: unknown kind 5"},
+		{"kind 255", change(event(), offKind, 255), "decode event: unknown kind 255"},
+		{"one byte too long", append(event(), 0), say("decode event: %d bytes of kind 1, want %d", short+1, short)},
+		{"established of the size of a close", change(closing(), offKind, 2), say("decode event: %d bytes of kind 2, want %d", long, short)},
+		{"close without totals", change(event(), offKind, 3), say("decode event: %d bytes of kind 3, want %d", short, long)},
+		{"close one byte short", closing()[:long-1], say("decode event: %d bytes of kind 3, want %d", long-1, long)},
+		{"close one byte too long", append(closing(), 0), say("decode event: %d bytes of kind 3, want %d", long+1, long)},
+		{"role zero", change(event(), offRole, 0), "decode event: unknown role 0"},
+		{"first role that is none", change(event(), offRole, 3), "decode event: unknown role 3"},
+		{"first reason that is none", change(closing(), offReason, 13), "decode event: unknown reason 13"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -56,11 +56,11 @@ func sendable(e *bpf.CloseEvent, size int) bool {
 	}
 	switch e.Event.Kind {
 	case 1, 2:
-		if size != 128 {
+		if size != int(unsafe.Sizeof(e.Event)) {
 			return false
 		}
 	case 3, 4:
-		if size != 208 {
+		if size != int(unsafe.Sizeof(*e)) {
 			return false
 		}
 	default:
