@@ -54,8 +54,10 @@ type Datapath struct {
 	version string
 	ledger  *Ledger
 
-	pins *pins // nil: nothing is pinned
-	ring rings
+	pins  *pins // nil: nothing is pinned
+	ring  rings
+	carry *carry // from maps of another layout; nil: nothing is
+	spec  *ebpf.CollectionSpec
 	// resumed says that the maps are those of an earlier process, whose programs are or were attached.
 	resumed bool
 	keep    bool // what is pinned stays when this process lets go
@@ -98,6 +100,13 @@ func Load(options Options) (_ *Datapath, err error) {
 		return nil, err
 	}
 	if d.pins != nil {
+		set, err := d.pins.find()
+		if err != nil {
+			return nil, err
+		}
+		if err := d.pins.roomOf(set, spec, options.Mesh != nil); err != nil {
+			return nil, err
+		}
 		if err := d.fitRing(spec); err != nil {
 			return nil, err
 		}
@@ -124,6 +133,9 @@ func Prepare(options Options) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := d.pins.roomOf(set, spec, options.Mesh != nil); err != nil {
+		return nil, err
+	}
 	size, differs, err := d.pins.otherRing(set, spec)
 	if err != nil {
 		return nil, err
@@ -134,7 +146,8 @@ func Prepare(options Options) (*Datapath, error) {
 	if err := d.prepare(&options, spec); err != nil {
 		return nil, err
 	}
-	if differs || !d.resumed {
+	if differs || !d.resumed || d.carry != nil && d.carry.arrived {
+		d.carry.close()
 		return nil, errors.Join(d.mesh.close(), d.objects.Close())
 	}
 	return d, nil
@@ -158,28 +171,44 @@ func (d *Datapath) Lock() error {
 
 // unchanged tells whether the maps of Prepare are still those that are pinned.
 func (d *Datapath) unchanged() error {
-	changed := &PinError{d.pins.set, "it is not what it was when this agent began to take over", "start it again"}
+	inForce, ledger := d.pins.set, d.objects.Ledger
+	if c := d.carry; c != nil {
+		inForce, ledger = filepath.Join(d.pins.dir, c.set), c.before[ledgerMap].Map
+	}
+	changed := &PinError{inForce, "it is not what it was when this agent began to take over", "start it again"}
 	set, err := d.pins.find()
 	if err != nil {
 		return err
 	}
-	if filepath.Join(d.pins.dir, set) != d.pins.set {
+	if filepath.Join(d.pins.dir, set) != inForce {
 		return changed
 	}
-	const any = "ledger"
-	m, err := ebpf.LoadPinnedMap(filepath.Join(d.pins.set, mapPrefix+any), nil)
+	m, err := ebpf.LoadPinnedMap(filepath.Join(inForce, mapPrefix+ledgerMap), nil)
 	if err != nil {
-		return fmt.Errorf("open pinned map %s: %w", any, err)
+		return fmt.Errorf("open pinned map %s: %w", ledgerMap, err)
 	}
 	defer m.Close()
-	pinned, err := m.Info()
+	pinned, err := mapID(m)
 	if err != nil {
-		return fmt.Errorf("look at pinned map %s: %w", any, err)
+		return err
 	}
-	if now, _ := pinned.ID(); uint32(now) != d.ID() {
+	known, err := mapID(ledger)
+	if err != nil {
+		return err
+	}
+	if pinned != known {
 		return changed
 	}
 	return nil
+}
+
+func mapID(m *ebpf.Map) (ebpf.MapID, error) {
+	info, err := m.Info()
+	if err != nil {
+		return 0, fmt.Errorf("look at map: %w", err)
+	}
+	id, _ := info.ID()
+	return id, nil
 }
 
 func newDatapath(options *Options) *Datapath {
@@ -191,7 +220,7 @@ func newDatapath(options *Options) *Datapath {
 // prepare loads all of it, with the maps that are pinned, if there are any and they fit.
 func (d *Datapath) prepare(options *Options, spec *ebpf.CollectionSpec) error {
 	shared := spec.Copy() // before it is loaded, for what is loaded beside it
-	d.trace.pins = d.pins
+	d.spec, d.trace.pins = shared, d.pins
 	if options.Mesh != nil {
 		d.mesh = meshState{on: true, spec: shared, pins: d.pins}
 	}
@@ -200,10 +229,14 @@ func (d *Datapath) prepare(options *Options, spec *ebpf.CollectionSpec) error {
 		return err
 	}
 	d.resumed = old != nil
-	err = d.load(spec, old)
+	if d.carry != nil && !d.carry.arrived {
+		err = d.load(spec, d.carry.shared) // which are its
+	} else {
+		err = d.load(spec, old)
+	}
 	closeMaps(old)
 	if err == nil {
-		return nil
+		return d.prepareCarry()
 	}
 	// The probes cost a few milliseconds and say what a verifier message cannot.
 	for _, f := range Features() {
@@ -214,8 +247,13 @@ func (d *Datapath) prepare(options *Options, spec *ebpf.CollectionSpec) error {
 	return fmt.Errorf("load programs: %w", err)
 }
 
-// inherit takes note of what the process before left, once nobody else writes it.
+// inherit takes note of what the process before left, once nobody else writes it, and fills maps that take the place of others.
 func (d *Datapath) inherit() (err error) {
+	if c := d.carry; c != nil && !c.arrived {
+		if err := c.fill(d.mesh.maps); err != nil {
+			return err
+		}
+	}
 	if d.ledger, err = openLedger(d.objects.Ledger, d.objects.Watchdog); err != nil || !d.resumed {
 		return err
 	}
@@ -269,16 +307,40 @@ func (d *Datapath) pinned(spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, erro
 	if set == "" {
 		return nil, nil
 	}
-	if set != wanted.hash() {
+	before := d.pins.after(set)
+	if set != wanted.hash() && before != "" {
 		return nil, &PinError{
-			filepath.Join(d.pins.dir, set), "programs are attached whose maps have another layout: another version's, or for other sizes in the configuration",
-			"take them off with: sidelight uninstall",
+			filepath.Join(d.pins.dir, set), "its maps take the place of others, and the agent that saw to it did not get to the end",
+			"start that version once more, with the configuration that it had, or take all of it off with: sidelight uninstall",
 		}
 	}
 	if err := d.checkLinks(set); err != nil {
 		return nil, err
 	}
+	if set != wanted.hash() {
+		if d.carry, err = d.pins.planCarry(set, spec, d.mesh.on); err != nil {
+			return nil, err
+		}
+		return map[string]*ebpf.Map{}, nil
+	}
+	if before != "" {
+		if err := d.checkLinks(before); err != nil {
+			return nil, err
+		}
+		if d.carry, err = d.pins.planCarry(before, spec, d.mesh.on); err != nil {
+			return nil, err
+		}
+		d.carry.arrived = true
+	}
 	return d.pins.maps(spec.Maps)
+}
+
+// prepareCarry loads what carries state over, if anything does.
+func (d *Datapath) prepareCarry() error {
+	if d.carry == nil || !d.carry.carries() {
+		return nil
+	}
+	return d.carry.loadCarriers(d)
 }
 
 // Resumed tells whether the maps were an earlier process's.
@@ -324,6 +386,13 @@ func (d *Datapath) SetSilent(kinds []connection.Kind) error {
 // before.
 func (d *Datapath) Attach() error {
 	d.ledger.Alive() // before a program asks
+	if d.carry != nil {
+		if err := d.attachCarrying(); err != nil {
+			return err
+		}
+		d.ledger.begin(d.version)
+		return nil
+	}
 	if err := d.attachAll(); err != nil {
 		if d.resumed {
 			return errors.Join(err, d.Rollback())
@@ -344,17 +413,22 @@ func (d *Datapath) attachAll() error {
 	if err := d.attachMesh(); err != nil {
 		return err
 	}
-	for _, a := range []hook{
-		// sockops first: an event without its process is worth more than a process without events.
-		{"sockops", ebpf.AttachCGroupSockOps, d.either(d.objects.MeshSockops, d.objects.MeshSockopsInMesh)},
-		{"connect4", ebpf.AttachCGroupInet4Connect, d.either(d.objects.MeshConnect4, d.objects.MeshConnect4InMesh)},
-		{"connect6", ebpf.AttachCGroupInet6Connect, d.either(d.objects.MeshConnect6, d.objects.MeshConnect6InMesh)},
-	} {
+	for _, a := range d.hooks() {
 		if err := d.attachCgroup(a); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// hooks are those that there are with and without a mesh.
+func (d *Datapath) hooks() []hook {
+	return []hook{
+		// sockops first: an event without its process is worth more than a process without events.
+		{"sockops", ebpf.AttachCGroupSockOps, d.either(d.objects.MeshSockops, d.objects.MeshSockopsInMesh)},
+		{"connect4", ebpf.AttachCGroupInet4Connect, d.either(d.objects.MeshConnect4, d.objects.MeshConnect4InMesh)},
+		{"connect6", ebpf.AttachCGroupInet6Connect, d.either(d.objects.MeshConnect6, d.objects.MeshConnect6InMesh)},
+	}
 }
 
 // hook is where a program is attached to the cgroup, by the name of its pin.
@@ -453,8 +527,11 @@ func (d *Datapath) SetReadPosition(position uint64) {
 	_ = d.objects.ReadPosition.Set(position) // one that is wrong costs wake-ups only
 }
 
-// ID is the same for all agents that attend to the same maps, and another for others of the same boot.
+// ID is the same for all agents that attend to the same data path, and another for others of the same boot.
 func (d *Datapath) ID() uint32 {
+	if id := d.ledger.dataPath(); id != 0 { // that of its first maps
+		return id
+	}
 	info, err := d.objects.Ledger.Info()
 	if err != nil {
 		return 0
@@ -476,7 +553,11 @@ func (d *Datapath) Account() (Account, error) {
 	if err := d.objects.Account.Lookup(uint32(0), &perCPU); err != nil {
 		return sum, fmt.Errorf("read account: %w", err)
 	}
-	for _, a := range perCPU {
+	before, err := d.accountBefore()
+	if err != nil {
+		return sum, err
+	}
+	for _, a := range append(perCPU, before) {
 		sum.Attempts += a.Attempts
 		sum.Failed += a.Failed
 		sum.StatelessEstablished += a.StatelessEstablished
@@ -503,6 +584,17 @@ func (d *Datapath) Account() (Account, error) {
 		}
 	}
 	return sum, nil
+}
+
+// accountBefore is what programs counted whose maps had another layout.
+func (d *Datapath) accountBefore() (before Account, err error) {
+	if c := d.carry; c != nil && c.types["account"].value != nil {
+		return c.accountBefore()
+	}
+	if err := d.objects.AccountBefore.Lookup(uint32(0), &before); err != nil {
+		return before, fmt.Errorf("read account of before: %w", err)
+	}
+	return before, nil
 }
 
 // sweepProgram runs in the process that reads the iterator: this one.
@@ -543,5 +635,7 @@ func (d *Datapath) Keep() { d.keep = d.pins != nil }
 
 // Close detaches and frees everything. Safe twice.
 func (d *Datapath) Close() error {
+	d.carry.close()
+	d.carry = nil
 	return errors.Join(d.detach(), d.ledger.close(), d.mesh.close(), d.objects.Close(), d.ring.close(), d.pins.close())
 }

@@ -23,11 +23,14 @@ func layoutOf(spec *ebpf.CollectionSpec) layout {
 	l := make(layout)
 	for name, m := range spec.Maps {
 		if lasting(name) {
-			l[name] = fmt.Sprintf("%v, key %d %s, value %d %s, %d entries, flags %d",
-				m.Type, m.KeySize, describe(m.Key), m.ValueSize, describe(m.Value), m.MaxEntries, m.Flags)
+			l[name] = describeMap(m.Type, m.KeySize, m.Key, m.ValueSize, m.Value, m.MaxEntries, m.Flags)
 		}
 	}
 	return l
+}
+
+func describeMap(kind ebpf.MapType, keySize uint32, key btf.Type, valueSize uint32, value btf.Type, entries, flags uint32) string {
+	return fmt.Sprintf("%v, key %d %s, value %d %s, %d entries, flags %d", kind, keySize, describe(key), valueSize, describe(value), entries, flags)
 }
 
 // hash names the directory of a set of maps.

@@ -102,6 +102,19 @@ func (l *Ledger) begin(version string) {
 	copy(l.page.Version[:len(l.page.Version)-1], version)
 }
 
+// dataPath is what agents know the data path by; 0: the id of the ledger's map.
+func (l *Ledger) dataPath() uint32 {
+	if l == nil {
+		return 0
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.page == nil {
+		return 0
+	}
+	return uint32(l.page.DataPath)
+}
+
 // Alive says that an agent is there. Where programs look at it (Options.FailClosed), call it every second. Safe for concurrent use.
 func (l *Ledger) Alive() {
 	l.mu.Lock()
@@ -118,12 +131,15 @@ func Monotonic() uint64 {
 	return uint64(now.Nano())
 }
 
-// ringBase is the position at which the oldest ring began; two: there is one before that which programs write to.
-func (l *Ledger) ringBase(two bool) uint64 {
+// ringBase is the position at which the oldest ring began; before: how many there are before that which programs write to.
+func (l *Ledger) ringBase(before int) uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !two && l.page.NextBase != 0 { // who took the old one away ended then
-		l.page.RingBase, l.page.NextBase = l.page.NextBase, 0
+	if l.page.NextBase != 0 {
+		if uint64(before) < l.page.NextRings { // who took the old one away ended then
+			l.page.RingBase = l.page.NextBase
+		}
+		l.page.NextBase = 0
 	}
 	return l.page.RingBase
 }
@@ -147,13 +163,14 @@ func (l *Ledger) setMixed(mixed bool) {
 	}
 }
 
-// moveBase takes the old ring away by remove; the other one began at base.
-func (l *Ledger) moveBase(base uint64, remove func() error) error {
+// moveBase takes the oldest of so many rings before the one that is written to away by remove; the next one began at base.
+func (l *Ledger) moveBase(base, rings uint64, remove func() error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.page == nil {
 		return nil
 	}
+	l.page.NextRings = rings
 	atomic.StoreUint64(&l.page.NextBase, base)
 	if err := remove(); err != nil {
 		return err

@@ -1,8 +1,11 @@
 package datapath
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+
+	"github.com/cilium/ebpf"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/bpf"
@@ -13,6 +16,8 @@ type losses struct {
 	counted uint64 // lost MESH_CLOSE events, by the account
 	byEdge  map[bpf.LostKey]bpf.Lost
 	totals  map[uint32]bpf.Lost
+	// alone are what is in byEdge of keys that are not in the kernel's map: sums that came from one of another layout.
+	alone []bpf.LostKey
 }
 
 // Losses returns what connections added up to since the last call whose last event found no room in the ring. While nothing is
@@ -28,20 +33,33 @@ func (d *Datapath) Losses() ([]connection.Loss, error) {
 	var found []connection.Loss
 	var key bpf.LostKey
 	var perCPU []bpf.Lost
+	edge := func(now bpf.Lost) error {
+		before := d.losses.byEdge[key]
+		if now == before {
+			return nil
+		}
+		// For whoever comes next, and first: what is noted and then not counted is lost with this process, as all that it has not exported.
+		if err := d.objects.LostRead.Put(&key, &now); err != nil {
+			return fmt.Errorf("note lost sums: %w", err)
+		}
+		d.losses.byEdge[key] = now
+		found = append(found, lossOf(connection.Role(key.Role), connection.Reason(key.Reason), now, before))
+		l := &found[len(found)-1]
+		l.CgroupID, l.Peer = key.CgroupId, netip.AddrFrom16(key.PeerAddr).Unmap()
+		l.Service, l.Destination, l.Refused = key.Service, key.Destination, key.Refused != 0
+		return nil
+	}
+	for len(d.losses.alone) > 0 {
+		key = d.losses.alone[0]
+		if err := edge(bpf.Lost{}); err != nil {
+			return found, err
+		}
+		d.losses.alone = d.losses.alone[1:]
+	}
 	entries := d.objects.Lost.Iterate()
 	for entries.Next(&key, &perCPU) {
-		now := sumLost(perCPU)
-		before := d.losses.byEdge[key]
-		if now != before {
-			// For whoever comes next, and first: what is noted and then not counted is lost with this process, as all that it has not exported.
-			if err := d.objects.LostRead.Put(&key, &now); err != nil {
-				return found, fmt.Errorf("note lost sums: %w", err)
-			}
-			d.losses.byEdge[key] = now
-			found = append(found, lossOf(connection.Role(key.Role), connection.Reason(key.Reason), now, before))
-			l := &found[len(found)-1]
-			l.CgroupID, l.Peer = key.CgroupId, netip.AddrFrom16(key.PeerAddr).Unmap()
-			l.Service, l.Destination, l.Refused = key.Service, key.Destination, key.Refused != 0
+		if err := edge(sumLost(perCPU)); err != nil {
+			return found, err
 		}
 	}
 	if err := entries.Err(); err != nil {
@@ -73,8 +91,16 @@ func (l *losses) resume(objects *bpf.Objects) error {
 	var key bpf.LostKey
 	var sum bpf.Lost
 	entries := objects.LostRead.Iterate()
+	var perCPU []bpf.Lost
+	l.alone = nil
 	for entries.Next(&key, &sum) {
 		l.byEdge[key] = sum
+		switch err := objects.Lost.Lookup(&key, &perCPU); {
+		case errors.Is(err, ebpf.ErrKeyNotExist):
+			l.alone = append(l.alone, key)
+		case err != nil:
+			return fmt.Errorf("read lost sums: %w", err)
+		}
 	}
 	if err := entries.Err(); err != nil {
 		return fmt.Errorf("read what was read of lost sums: %w", err)

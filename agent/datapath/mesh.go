@@ -174,20 +174,33 @@ func (d *Datapath) attachMesh() error {
 	if err := d.exempt(); err != nil {
 		return err
 	}
-	for _, a := range []hook{
-		{"release", ebpf.AttachCgroupInetSockRelease, d.objects.MeshRelease},
-		{"create", ebpf.AttachCGroupInetSockCreate, d.objects.MeshCreate},
-		{"peername4", ebpf.AttachCgroupInet4GetPeername, d.objects.MeshPeername4},
-		{"peername6", ebpf.AttachCgroupInet6GetPeername, d.objects.MeshPeername6},
-	} {
+	for _, a := range d.meshHooks() {
 		if err := d.attachCgroup(a); err != nil {
 			return err
 		}
 	}
-	d.mesh.mu.Lock()
-	defer d.mesh.mu.Unlock()
-	d.mesh.lookups = make(map[uint64]*lookup)
+	d.mesh.attached()
 	return nil
+}
+
+// meshHooks are those that there are only with a mesh.
+func (d *Datapath) meshHooks() []hook {
+	if !d.mesh.on {
+		return nil
+	}
+	return []hook{
+		{"release", ebpf.AttachCgroupInetSockRelease, d.objects.MeshRelease},
+		{"create", ebpf.AttachCGroupInetSockCreate, d.objects.MeshCreate},
+		{"peername4", ebpf.AttachCgroupInet4GetPeername, d.objects.MeshPeername4},
+		{"peername6", ebpf.AttachCgroupInet6GetPeername, d.objects.MeshPeername6},
+	}
+}
+
+// attached has network namespaces be guarded from now on.
+func (m *meshState) attached() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lookups = make(map[uint64]*lookup)
 }
 
 // exempt makes this process known to the programs, where it can be told from others.

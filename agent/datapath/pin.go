@@ -24,9 +24,10 @@ import (
 //	DIR/HASH/               a set, by the hash of its layout
 //	DIR/HASH/map-NAME
 //	DIR/HASH/link-NAME
+//	DIR/HASH/before         a symbolic link: the set is taking the place of another (carry.go)
 //	DIR/mounted             a symbolic link: bpffs was mounted by us
 //
-// Maps are pinned before links: a set without links is of a start that did not get far, and nobody needs it.
+// Maps are pinned before links: a set without links is of a start that did not get far, and nobody needs it, but one that another takes the place of.
 type pins struct {
 	dir  string
 	lock *os.File
@@ -67,6 +68,7 @@ const (
 	mapPrefix  = "map-"
 	linkPrefix = "link-"
 	mountedBy  = "mounted"
+	comesAfter = "before"
 )
 
 // openPins makes the directory and locks it for as long as this process lives, or until close.
@@ -184,6 +186,7 @@ func (p *pins) content(set string) (maps, links []string, err error) {
 			maps = append(maps, name[len(mapPrefix):])
 		case len(name) > len(linkPrefix) && name[:len(linkPrefix)] == linkPrefix && e.Type().IsRegular():
 			links = append(links, name[len(linkPrefix):])
+		case name == comesAfter && e.Type()&fs.ModeSymlink != 0:
 		default:
 			return nil, nil, &PinError{filepath.Join(p.dir, set, name), "it is nothing that Sidelight pins", foreignRemedy}
 		}
@@ -203,15 +206,25 @@ func (p *pins) find() (string, error) {
 		if err != nil {
 			return "", err
 		}
-		if len(links) == 0 {
-			continue
-		}
-		if inForce != "" {
+		switch {
+		case len(links) == 0:
+		case inForce == "" || p.after(set) == inForce: // links are moved one by one
+			inForce = set
+		case p.after(inForce) == set:
+		default:
 			return "", &PinError{p.dir, "it has more than one set of programs that are attached", uninstallRemedy}
 		}
-		inForce = set
 	}
 	return inForce, nil
+}
+
+// after returns the set that one takes the place of; "" if there is none.
+func (p *pins) after(set string) string {
+	to, err := os.Readlink(filepath.Join(p.dir, set, comesAfter))
+	if err != nil {
+		return ""
+	}
+	return filepath.Base(to)
 }
 
 // clear removes what a start left that did not get far.
@@ -225,7 +238,7 @@ func (p *pins) clear() error {
 		return err
 	}
 	for _, set := range sets {
-		if set == inForce {
+		if set == inForce || set == p.after(inForce) {
 			continue
 		}
 		if err := p.removeSet(set); err != nil {
@@ -352,10 +365,20 @@ func (p *pins) removeSet(set string) error {
 			return fmt.Errorf("unpin map %s: %w", name, err)
 		}
 	}
+	if err := os.Remove(filepath.Join(dir, comesAfter)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove directory of pins: %w", err)
+	}
 	if err := os.Remove(dir); err != nil {
 		return fmt.Errorf("remove directory of pins: %w", err)
 	}
 	return nil
+}
+
+func (p *pins) removeSetIfThere(set string) error {
+	if !exists(filepath.Join(p.dir, set)) {
+		return nil
+	}
+	return p.removeSet(set)
 }
 
 // leave removes a directory in which nothing is pinned.

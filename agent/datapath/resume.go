@@ -116,6 +116,10 @@ func (d *Datapath) Rollback() error {
 	if !d.resumed {
 		return d.detach()
 	}
+	if d.carry != nil {
+		d.keep = true
+		return errors.New("there is no way back to the programs before: their maps have another layout")
+	}
 	if d.ring.mixed {
 		d.keep = true // nothing is taken off that somebody's policies are in
 		return errors.New("there is no way back to the programs before: they write to a ring of another size")

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -29,21 +31,53 @@ const (
 // rings are what a set has of them.
 type rings struct {
 	mu     sync.Mutex // of before
-	before *ebpf.Map  // nil: there is none
-	mixed  bool       // see Mixed
+	before []RingBefore
+	mixed  bool // see Mixed
 	// asked is the size that the configuration asked for; 0: that is what there is.
 	asked uint32
+}
+
+// RingBefore is a ring that is read to its end.
+type RingBefore struct {
+	Ring *ebpf.Map
+	// Translate makes its records records of this version, in memory that is valid until the next; nil: they are alike.
+	Translate func([]byte) []byte
+	name      string // of its pin
+}
+
+// mostRings bounds how many there are: more than one are of agents that ended before they had handed on what is in the first.
+const mostRings = 16
+
+// beforeName is the name of the i-th ring before the one that is written to, and beforeFormats that of what says what its records are made of.
+func beforeName(i int) string {
+	if i == 0 {
+		return ringBefore
+	}
+	return fmt.Sprint(ringBefore, i+1)
+}
+
+func beforeFormats(ring string) string { return formatsBefore + strings.TrimPrefix(ring, ringBefore) }
+
+// ringsBefore are the names of those in a set, the oldest first, and the name for the next.
+func (p *pins) ringsBefore(set string) (names []string, next string) {
+	next = beforeName(0)
+	for i := range mostRings {
+		if name := beforeName(i); exists(filepath.Join(p.dir, set, mapPrefix+name)) {
+			names, next = append(names, name), beforeName(i+1)
+		}
+	}
+	return names, next
 }
 
 func (r *rings) close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.before == nil {
-		return nil
+	var errs []error
+	for _, b := range r.before {
+		errs = append(errs, b.Ring.Close())
 	}
-	err := r.before.Close()
 	r.before = nil
-	return err
+	return errors.Join(errs...)
 }
 
 // mendRing ends what an earlier process began, and returns the set's name then.
@@ -168,7 +202,7 @@ func (d *Datapath) fitRing(spec *ebpf.CollectionSpec) error {
 	if err != nil {
 		return err
 	}
-	if same && !exists(filepath.Join(d.pins.dir, set, mapPrefix+ringBefore)) {
+	if before, _ := d.pins.ringsBefore(set); same && len(before) == 0 {
 		return d.pins.resizeRing(set, spec)
 	}
 	d.ring.asked = spec.Maps[bpf.EventsMap].MaxEntries
@@ -226,54 +260,98 @@ func withLedger(path string, f func(*ebpf.Map, *bpf.Ledger) error) error {
 	return nil
 }
 
-// openBefore opens the old ring of the set, if there is one.
+// openBefore opens the old rings of the set, if there are any.
 func (d *Datapath) openBefore() error {
-	path := filepath.Join(d.pins.set, mapPrefix+ringBefore)
-	if !exists(path) {
-		return nil
+	set := d.pins.set
+	var names []string
+	if c := d.carry; c != nil && !c.arrived { // they are pinned there with the links
+		set = filepath.Join(d.pins.dir, c.set)
+		names, _ = d.pins.ringsBefore(c.set)
+		if c.newRing() {
+			names = append(names, bpf.EventsMap)
+		}
+	} else {
+		names, _ = d.pins.ringsBefore(filepath.Base(set))
 	}
-	m, err := ebpf.LoadPinnedMap(path, nil)
-	if err != nil {
-		return fmt.Errorf("open pinned map %s: %w; if it is damaged, take all off with: sidelight uninstall", path, err)
+	for _, name := range names {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(set, mapPrefix+name), nil)
+		if err != nil {
+			return fmt.Errorf("open pinned map %s: %w; if it is damaged, take all off with: sidelight uninstall", name, err)
+		}
+		b := RingBefore{Ring: m, name: name}
+		formats := formatsMap
+		if name != bpf.EventsMap {
+			formats = beforeFormats(name)
+		}
+		b.Translate, err = d.recordTranslation(filepath.Join(set, mapPrefix+formats), filepath.Join(set, mapPrefix+formatsMap))
+		if err != nil {
+			return errors.Join(err, m.Close())
+		}
+		if c := d.carry; name == bpf.EventsMap {
+			_, b.name = d.pins.ringsBefore(c.set)
+		}
+		d.ring.before = append(d.ring.before, b)
 	}
-	d.ring.before = m
 	d.ring.mixed = d.ledger.mixed()
 	return nil
+}
+
+// recordTranslation is for a ring whose records are made of what a pinned map says; if it is not there, of what another one does, which is that of its set.
+func (d *Datapath) recordTranslation(path, otherwise string) (func([]byte) []byte, error) {
+	old, err := openOther(path)
+	if errors.Is(err, os.ErrNotExist) {
+		old, err = openOther(otherwise)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer old.Close()
+	if old.describe() == layoutOf(d.spec)[formatsMap] {
+		return nil, nil
+	}
+	t, err := translateRecords(d.spec.Maps[formatsMap].Value, old.value)
+	if err != nil {
+		return nil, otherLayout(path, err.Error())
+	}
+	return t, nil
 }
 
 // RingAsked is the size of the ring that was asked for and cannot be had before the next start; 0: it is as asked.
 func (d *Datapath) RingAsked() uint32 { return d.ring.asked }
 
-// RingBefore is the ring before this one; nil without one. Base is the position at which the older of them began.
-func (d *Datapath) RingBefore() (before *ebpf.Map, base uint64) {
+// RingsBefore are those before this one, the oldest first. Base is the position at which the first of all began.
+func (d *Datapath) RingsBefore() (before []RingBefore, base uint64) {
 	d.ring.mu.Lock()
 	defer d.ring.mu.Unlock()
-	return d.ring.before, d.ledger.ringBase(d.ring.before != nil)
+	return slices.Clone(d.ring.before), d.ledger.ringBase(len(d.ring.before))
 }
 
-// DropRingBefore is called when that is read and handed on. Ring began at base. After an error it is still there.
+// DropRingBefore is called when the first of RingsBefore is read and handed on. The next ring began at base. After an error it is still there.
 func (d *Datapath) DropRingBefore(base uint64) error {
 	d.ring.mu.Lock()
 	defer d.ring.mu.Unlock()
-	if d.ring.before == nil {
+	if len(d.ring.before) == 0 {
 		return nil
 	}
-	err := d.ledger.moveBase(base, func() error { return removeMap(filepath.Join(d.pins.set, mapPrefix+ringBefore)) })
+	first := d.ring.before[0]
+	err := d.ledger.moveBase(base, uint64(len(d.ring.before)), func() error { return removeMap(filepath.Join(d.pins.set, mapPrefix+first.name)) })
 	if err != nil {
 		return err
 	}
-	err = d.ring.before.Close()
-	d.ring.before = nil
-	return err
+	d.ring.before = d.ring.before[1:]
+	return errors.Join(removeMap(filepath.Join(d.pins.set, mapPrefix+beforeFormats(first.name))), first.Ring.Close())
 }
 
-// Mixed says that programs were attached before Attach that write to RingBefore: some of them may do so until their place is taken. There is no way back to
-// them.
-func (d *Datapath) Mixed() bool { return d.ring.mixed }
+// Mixed says that programs were attached before Attach that write to RingBefore, or to other maps of before: some of them may do so until their place is
+// taken. There is no way back to them.
+func (d *Datapath) Mixed() bool { return d.ring.mixed || d.carry != nil }
 
-// Unmix is called when the place of all of them is taken, and returns when none runs any more.
+// Unmix is called when the place of all of them is taken, and returns when none runs any more, and nothing is left in maps of another layout.
 func (d *Datapath) Unmix() error {
 	if err := grace(); err != nil {
+		return err
+	}
+	if err := d.settleCarry(); err != nil {
 		return err
 	}
 	d.ledger.setMixed(false)

@@ -49,6 +49,7 @@ type Reconciler struct {
 	levels    uint64
 	stale     bool // that may not be so: one could not be written
 	recovered bool // that was read from the kernel, and is not all of the mesh's
+	held      bool // see Hold
 
 	free    allocators
 	tags    []uint32 // of backends, by index
@@ -87,9 +88,10 @@ func NewReconciler(m *Maps, o Options) (*Reconciler, error) {
 	}
 	want := o.Sizes.MaxEntries()
 	for name, n := range have {
-		if uint32(n) != want[name] {
+		if uint32(n) < want[name] {
 			return nil, fmt.Errorf("make reconciler: map %s has %d entries, and %d by the configuration", name, n, want[name])
 		}
+		want[name] = uint32(n) // maps keep the room that an earlier agent's configuration gave them
 	}
 	last := func(name string) *indices { return newIndices(want[name] - 1) }
 	return &Reconciler{

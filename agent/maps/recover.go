@@ -381,7 +381,7 @@ func (c *recovery) drainingLimits() error {
 		if err != nil {
 			return err
 		}
-		if ok && (state.Counts.Open != 0 || state.Counts.Connecting != 0) {
+		if ok && (state.Counts.Open != 0 || state.Counts.Connecting != 0 || r.held) {
 			c.limit(index, "limit", nameless("limit", index)).gone = true
 		}
 	}

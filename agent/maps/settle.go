@@ -11,7 +11,7 @@ import (
 // be called again after an error.
 func (r *Reconciler) settle() error {
 	g := &r.pending
-	if g.empty() {
+	if g.empty() || r.held {
 		return nil
 	}
 	if err := r.m.Grace(); err != nil {
@@ -84,9 +84,19 @@ func (r *Reconciler) Reap() (int, error) {
 	return r.reap()
 }
 
+// Hold is for while the counts of what connections hold are not all there: nothing that they could stand against is used again. Call it before Recover.
+func (r *Reconciler) Hold(hold bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held = hold
+}
+
 // reap looks at what no program can choose any more: what stands against it only goes down.
 func (r *Reconciler) reap() (int, error) {
 	freed := 0
+	if r.held {
+		return 0, nil
+	}
 	for key, b := range r.draining {
 		if atomic.LoadUint64(&r.m.Loads[b.index].Open) == 0 {
 			delete(r.draining, key)

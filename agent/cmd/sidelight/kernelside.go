@@ -61,8 +61,12 @@ func (k *kernelSide) load(options datapath.Options, c *config.Config) (err error
 	if k.enricher, err = enrich.New(k.cgroup.Mount, enrich.NewPeers(peerGroups(c.PeerGroups))); err != nil {
 		return err
 	}
-	before, base := k.datapath.RingBefore()
-	k.reader, err = event.NewReader(&event.Rings{Now: k.datapath.Ring(), Before: before, Base: base, Gone: k.datapath.DropRingBefore}, c.DrainInterval, &k.stats)
+	before, base := k.datapath.RingsBefore()
+	rings := event.Rings{Now: k.datapath.Ring(), Base: base, Gone: k.datapath.DropRingBefore}
+	for _, b := range before {
+		rings.Before = append(rings.Before, event.Before{Ring: b.Ring, Translate: b.Translate})
+	}
+	k.reader, err = event.NewReader(&rings, c.DrainInterval, &k.stats)
 	if err != nil {
 		return err
 	}

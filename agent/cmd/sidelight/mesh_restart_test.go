@@ -92,13 +92,14 @@ func (w *restartWorld) check() {
 func TestMeshRestarts(t *testing.T) {
 	w := newRestartWorld(t, restartMesh(0))
 	ways := []string{"stop", "kill", "takeover", "kill, renamed", "stop, renamed", "other ring"}
-	var other, bad string
+	var other, bad, otherLayout, badLayout string
 	// A machine of the kernel matrix is slow.
 	rounds := 8
 	if hasSource() {
-		ways = append(ways, "upgrade", "rollback")
+		ways = append(ways, "upgrade", "rollback", "other layout", "other layout, killed", "other layout, takeover", "other layout, rollback", "other layout, renamed")
 		other, bad = buildWith(t, "sidelight_other_programs"), buildWith(t, "sidelight_unready,sidelight_other_programs")
-		rounds = 20
+		otherLayout, badLayout = otherLayoutProgram(t), buildWith(t, "sidelight_unready,sidelight_other_layout")
+		rounds = 26
 	}
 	if n, err := strconv.Atoi(os.Getenv("SIDELIGHT_TEST_RESTARTS")); err == nil {
 		rounds = n
@@ -127,10 +128,33 @@ func TestMeshRestarts(t *testing.T) {
 			case "upgrade":
 				w.stop()
 				w.startOf(other)
-			case "rollback":
+			case "other layout", "other layout, renamed": // the next way, whatever it is, goes back from there
+				w.stop()
+				if way == "other layout, renamed" {
+					rename()
+				}
+				w.startOf(otherLayout)
+			case "other layout, killed":
+				w.kill()
+				w.startOf(otherLayout)
+				w.kill()
+				w.restart()
+				w.kill()
+				w.startOf(otherLayout)
+			case "other layout, takeover":
+				before := w.lasting.agent
+				w.startOf(otherLayout, "--takeover")
+				if err := before.cmd.Wait(); err != nil {
+					t.Errorf("the agent that handed over: %v", err)
+				}
+			case "rollback", "other layout, rollback":
 				w.stop()
 				before := w.programs()
-				w.fails(bad)
+				if way == "rollback" {
+					w.fails(bad)
+				} else {
+					w.fails(badLayout)
+				}
 				if after := w.programs(); !maps.Equal(before, after) {
 					t.Errorf("programs were %v and are %v", before, after)
 				}

@@ -114,12 +114,27 @@ func (m *meshSide) fill(d *datapath.Datapath, cgroup datapath.Cgroup, c *config.
 	enricher.Use(m.names)
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.reconciler.Hold(d.Carries())
 	if d.Resumed() {
 		if err := m.recoverLocked(); err != nil {
 			return err
 		}
 	}
 	return m.applyLocked(m.snapshot)
+}
+
+// settled is called when maps that took the place of others have all that these had.
+func (m *meshSide) settled() {
+	if m == nil {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.reconciler.Hold(false)
+	m.lookAroundLocked()
+	if len(m.mesh.Sets) > 0 {
+		m.cutLocked(datapath.Cut{Denied: true})
+	}
 }
 
 // recoverLocked makes the reconciler know what an earlier agent left. Generations go on from there.
@@ -204,9 +219,11 @@ func (m *meshSide) applyLocked(s *model.Snapshot) error {
 	// After an agent before this one, policies may be others than what is open was allowed by.
 	renewed := s.Generation != m.snapshot.Generation || first && m.datapath.Resumed()
 	m.snapshot = s
-	m.lookAroundLocked()
-	if renewed && len(mesh.Sets) > 0 {
-		m.cutLocked(datapath.Cut{Denied: true}) // when it is known again who listens where
+	if !m.datapath.Carries() { // else when all state of sockets is there
+		m.lookAroundLocked()
+		if renewed && len(mesh.Sets) > 0 {
+			m.cutLocked(datapath.Cut{Denied: true}) // when it is known again who listens where
+		}
 	}
 	m.logger.Debug("maps written", "generation", s.Generation, "tables", changes.Tables, "backends", changes.Backends,
 		"references", changes.References, "puts", changes.Puts, "deletes", changes.Deletes)

@@ -122,21 +122,26 @@ func (n *node) prepare(ctx context.Context, options nodeOptions) error {
 	return nil
 }
 
-// takeRing makes sure that nobody writes to a ring before this one any more, before it is read to its end. Whatever goes wrong, what is attached stays: it
-// is somebody's policies.
-func (n *node) takeRing() error {
+// settle makes sure that nobody writes to a ring or to other maps before these any more, before they are read to their end. Whatever goes wrong, what is
+// attached stays: it is somebody's policies.
+func (n *node) settle() error {
 	if !n.datapath.Mixed() {
 		return nil
 	}
+	n.succession.carried = n.datapath.Carries()
+	n.succession.uncarried = n.datapath.CarryFailed()
 	err := errors.Join(n.datapath.Commit(), n.mesh.guard())
 	if err == nil {
 		err = n.datapath.Unmix()
 	}
 	if err != nil {
 		n.datapath.Keep()
-		return fmt.Errorf("change the size of the event ring: %w; start with the ring_bytes of before, or again", err)
+		return fmt.Errorf("change to other maps: %w; start this version again, with the same configuration", err)
 	}
 	n.reader.Settle()
+	if n.succession.carried {
+		n.mesh.settled()
+	}
 	return nil
 }
 
@@ -165,10 +170,13 @@ func (n *node) run(ctx context.Context, attached func()) error {
 			return inputError{err}
 		}
 	}
+	if n.datapath.Carries() && failsReadiness {
+		return errors.Join(errors.New("this version does not work, the programs before it stay: it was built to fail"), n.stopCollector())
+	}
 	_, span := n.tracing.Start(ctx, spanAttach)
 	err = n.attach(n.logger)
 	if err == nil {
-		err = n.takeRing()
+		err = n.settle()
 	}
 	meshreceiver.End(span, err)
 	if err != nil {

@@ -38,6 +38,9 @@ type succession struct {
 	ended   bool   // the one before stopped by itself
 	handed  uint64 // and had handed on what it read before this position
 	alive   sync.WaitGroup
+	// carried says that the maps of before had another layout; uncarried sockets lost what was known of them in that.
+	carried   bool
+	uncarried uint64
 
 	written map[string]struct{} // uids of lines that the one before wrote after it last said how far it was
 	until   uint64              // the position from which on there are none of its
@@ -239,8 +242,9 @@ func (s *succession) readLog(path string) error {
 		return fmt.Errorf("read the end of the access log: %w", err)
 	}
 	ring := s.n.datapath.Ring().MaxEntries()
-	if before, _ := s.n.datapath.RingBefore(); before != nil {
-		ring = max(ring, before.MaxEntries())
+	before, _ := s.n.datapath.RingsBefore()
+	for _, b := range before {
+		ring += b.Ring.MaxEntries()
 	}
 	return s.readLines(current, max(0, info.Size()-100*int64(ring)))
 }
@@ -364,7 +368,12 @@ func (s *succession) say(logger *slog.Logger) {
 		logger.Info("start: nothing was pinned", "pins", s.n.config.PinDirectory)
 	default:
 		how := "start: programs replaced in place, maps are those of before"
-		if before, _ := s.n.datapath.RingBefore(); before != nil {
+		if s.carried {
+			how = "start: programs replaced, maps have another layout than those of before, and what was in those was carried over"
+			if s.uncarried > 0 {
+				logger.Warn("sockets without room for new state are not followed any more", "sockets", s.uncarried)
+			}
+		} else if before, _ := s.n.datapath.RingsBefore(); len(before) > 0 {
 			how = "start: programs replaced in place, maps are those of before, but for an event ring of another size"
 		}
 		logger.Info(how, "pins", s.n.config.PinDirectory, "agents_before", s.agents,

@@ -31,7 +31,7 @@ func (i image) writeInitramfs(file, root string) error {
 	}
 	// The kernel opens init's input and output before init can mount anything.
 	a.device("dev/console", 5, 1)
-	for _, name := range []string{guestInit[1:], testProgram, liveTests, datapathTests} {
+	for _, name := range []string{guestInit[1:], testProgram, otherLayout, liveTests, datapathTests} {
 		content, err := os.ReadFile(filepath.Join(root, name))
 		if err != nil {
 			return err

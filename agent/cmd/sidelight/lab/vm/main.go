@@ -218,6 +218,7 @@ func build(ctx context.Context, root string) error {
 	for _, args := range [][]string{
 		{"build", "-o", filepath.Join(root, guestInit), "./agent/cmd/sidelight/lab/vm"},
 		{"build", "-ldflags=-s -w", "-o", filepath.Join(root, testProgram), "./agent/cmd/sidelight"},
+		{"build", "-ldflags=-s -w", "-tags", "sidelight_other_layout", "-o", filepath.Join(root, otherLayout), "./agent/cmd/sidelight"},
 		{"test", "-c", "-ldflags=-s -w", "-o", filepath.Join(root, liveTests), "./agent/cmd/sidelight"},
 		{"test", "-c", "-ldflags=-s -w", "-o", filepath.Join(root, datapathTests), "./agent/datapath"},
 	} {

@@ -19,6 +19,7 @@ import (
 // Files below the root of the machine, or of the directory that stands in for it on the running kernel.
 const (
 	testProgram   = "bin/sidelight"
+	otherLayout   = "bin/sidelight-other-layout" // whose maps are not those of testProgram
 	liveTests     = "test/sidelight.test"
 	datapathTests = "test/datapath.test"
 )
@@ -53,7 +54,7 @@ func steps(patience int) []step {
 			"TestMeshBypass", "TestMeshLocality", "TestMeshPriority", "TestMeshOutliers", "TestMeshHealthChecks", "TestMeshDraining", "TestMeshReload",
 			"TestMeshCgroupsLater", "TestMeshHammer", "TestMeshListeners", "TestMeshRivals", "TestMeshSums", "TestMeshConnecting",
 			"TestMeshNowhere", "TestMeshListenersTaken", "TestMeshLeaksOfMemory", "TestMeshAllowedStays",
-			"TestRestart", "TestRestartWithoutBackend", "TestMeshRestarts", "TestMeshEjectionsLast", "TestRingChanges", "TestPinFaults", "TestPinReadOnly", "TestFailClosed",
+			"TestRestart", "TestRestartWithoutBackend", "TestMeshRestarts", "TestMeshEjectionsLast", "TestRingChanges", "TestLayoutChanges", "TestLayoutChangeHolds", "TestLayoutChangeOfMesh", "TestLayoutChangeSums", "TestLayoutChangeAdopted", "TestPinFaults", "TestPinReadOnly", "TestFailClosed",
 		}, env: []string{"SIDELIGHT_TEST_PATIENCE=" + strconv.Itoa(patience)}},
 	}
 	for i, s := range all {
@@ -69,7 +70,7 @@ func runSteps(ctx context.Context, root string, all []step, out io.Writer) error
 	failed := 0
 	for _, s := range all {
 		cmd := exec.CommandContext(ctx, filepath.Join(root, s.program), s.args...)
-		cmd.Env = append(append(os.Environ(), "SIDELIGHT_TEST_PROGRAM="+filepath.Join(root, testProgram)), s.env...)
+		cmd.Env = append(append(os.Environ(), "SIDELIGHT_TEST_PROGRAM="+filepath.Join(root, testProgram), "SIDELIGHT_TEST_OTHER_LAYOUT="+filepath.Join(root, otherLayout)), s.env...)
 		cmd.Dir = os.TempDir()
 		cmd.Stdout, cmd.Stderr = out, out
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
