@@ -39,13 +39,18 @@ test-kernels: ## live tests on Debian's 6.1 and 6.12 (QEMU, no KVM) and on the r
 	CGO_ENABLED=0 go build -o bin/test-kernels ./agent/cmd/sidelight/lab/vm
 	./bin/test-kernels $(if $(UPDATE),-update) $(KERNELS_FLAGS)
 
+# What bench/restart upgrades to.
+.PHONY: build-other-layout
+build-other-layout:
+	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -tags sidelight_other_layout -o bin/sidelight-other-layout ./agent/cmd/sidelight
+
 .PHONY: bench
-bench: build ## measure what Sidelight costs against bench/budgets.yaml, a quarter of an hour (root); BENCH_FLAGS='-name baseline'
+bench: build build-other-layout ## measure what Sidelight costs against bench/budgets.yaml, a quarter of an hour (root); BENCH_FLAGS='-name baseline'
 	CGO_ENABLED=0 go build -o bin/bench ./bench
 	./bin/bench $(BENCH_FLAGS)
 
 .PHONY: bench-quick
-bench-quick: build ## the same in under five minutes, less precisely (root)
+bench-quick: build build-other-layout ## the same in under five minutes, less precisely (root)
 	CGO_ENABLED=0 go build -o bin/bench ./bench
 	./bin/bench -quick $(BENCH_FLAGS)
 

@@ -183,6 +183,27 @@ func (s *sidelight) takeOver(ctx context.Context) error {
 	return ended(before, false)
 }
 
+// otherLayout is the program whose maps have another layout than the agent's, beside that one.
+func (s *sidelight) otherLayout() string { return s.program + "-other-layout" }
+
+// layout has a version take over whose maps have another layout, and then this one again.
+func (s *sidelight) layout(ctx context.Context) error {
+	own := s.program
+	s.program = s.otherLayout()
+	err := s.takeOver(ctx)
+	s.program = own
+	if err != nil {
+		return err
+	}
+	return s.takeOver(ctx)
+}
+
+// unattendedHalf is for what leaves the data path alone twice.
+func (s *sidelight) unattendedHalf() (time.Duration, error) {
+	d, err := s.unattended()
+	return d / 2, err
+}
+
 // verify holds the last agent's account.
 func (s *sidelight) verify(ctx context.Context, connections, failed int) error {
 	var text []byte

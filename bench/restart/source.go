@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"slices"
 	"time"
@@ -63,8 +64,14 @@ func (s *Source) Measure(ctx context.Context, o figure.Options) (figures []figur
 		{name: "kill", note: "the agent is killed, and another started", load: mesh.driver, do: mesh.kill, gap: mesh.unattended},
 		{name: "takeover", note: "another agent takes over", load: mesh.driver, do: mesh.takeOver, gap: mesh.unattended},
 	}
+	s.absent = make(map[string]string)
+	if _, err := os.Stat(mesh.otherLayout()); err != nil {
+		s.absent["restart.layout."] = "there is no " + mesh.otherLayout()
+	} else {
+		ways = append(ways, &way{name: "layout", note: "an agent whose maps have another layout takes over, and one that has them as before again", load: mesh.driver, do: mesh.layout, gap: mesh.unattendedHalf})
+	}
 	if _, err := exec.LookPath("haproxy"); err != nil {
-		s.absent = map[string]string{"restart.haproxy.": "haproxy is not installed"}
+		s.absent["restart.haproxy."] = "haproxy is not installed"
 	} else {
 		rival, err := startProxy(ctx)
 		defer func() { err = errors.Join(err, rival.close()) }()
