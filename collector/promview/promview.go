@@ -40,6 +40,8 @@ type View struct {
 	open, connecting, oldest                                    *prometheus.Desc
 	sent, received, retransmits, synRetransmits                 *prometheus.Desc
 	connectDuration, firstByteDuration, connectionDuration, rtt *prometheus.Desc
+
+	istio *istio // nil: off
 }
 
 // New returns a view. The clock dates exemplars.
@@ -65,6 +67,15 @@ func New(edges func() edge.Snapshot, clock func() connection.Clock) *View {
 	}
 }
 
+// IstioAliases has the view show the same edges under Istio's names, too. It is called before the view is registered.
+func (v *View) IstioAliases(on bool) *View {
+	v.istio = nil
+	if on {
+		v.istio = newIstio()
+	}
+	return v
+}
+
 // Describe implements prometheus.Collector.
 func (v *View) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
@@ -72,6 +83,9 @@ func (v *View) Describe(ch chan<- *prometheus.Desc) {
 		v.synRetransmits, v.connectDuration, v.firstByteDuration, v.connectionDuration, v.rtt,
 	} {
 		ch <- d
+	}
+	if v.istio != nil {
+		v.istio.describe(ch)
 	}
 }
 
@@ -114,6 +128,9 @@ func (v *View) Collect(ch chan<- prometheus.Metric) {
 		counter(v.synRetransmits, s.SYNRetransmits)
 		v.histogram(ch, v.connectionDuration, &s.ConnectionDuration, clock, since, values)
 		v.histogram(ch, v.rtt, &s.RTT, clock, since, values)
+	}
+	if v.istio != nil {
+		v.istio.collect(ch, snapshot.Edges)
 	}
 }
 
