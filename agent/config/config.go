@@ -24,6 +24,8 @@ type Config struct {
 	LogLevel string `yaml:"log_level"`
 	// MetricsAddress is HOST:PORT of the HTTP server: /metrics, /healthz, /readyz, /debug/pprof.
 	MetricsAddress string `yaml:"metrics_address"`
+	// Prometheus is what /metrics shows beside our own names.
+	Prometheus Prometheus `yaml:"prometheus"`
 	// OTelConfig is a collector's YAML file that takes the place of the built-in one.
 	OTelConfig string `yaml:"otel_config"`
 	// StateDirectory holds the queue of data that waits for an OTLP backend, the control socket, and what one agent leaves the next beside what is
@@ -61,6 +63,12 @@ type Config struct {
 	Profiling Profiling `yaml:"profiling"`
 	// Mesh is what connections are steered and judged by.
 	Mesh Mesh `yaml:"mesh"`
+}
+
+// Prometheus is about /metrics.
+type Prometheus struct {
+	// IstioAliases shows the connections and bytes of edges under Istio's names, too.
+	IstioAliases bool `yaml:"istio_aliases"`
 }
 
 // OTLP is where to send the three signals. Nothing is sent while no endpoint is set.

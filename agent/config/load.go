@@ -70,7 +70,7 @@ func located(path string, err error) error {
 func keysOf(typeName string) []string {
 	var keys []string
 	for _, t := range []reflect.Type{
-		reflect.TypeFor[Config](), reflect.TypeFor[OTLP](), reflect.TypeFor[Signal](), reflect.TypeFor[PeerGroup](), reflect.TypeFor[Budget](),
+		reflect.TypeFor[Config](), reflect.TypeFor[Prometheus](), reflect.TypeFor[OTLP](), reflect.TypeFor[Signal](), reflect.TypeFor[PeerGroup](), reflect.TypeFor[Budget](),
 		reflect.TypeFor[Profiling](), reflect.TypeFor[Pyroscope](), reflect.TypeFor[Mesh](), reflect.TypeFor[Locality](),
 	} {
 		if t.String() != typeName {

@@ -77,7 +77,7 @@ func TestGoodFileIsComplete(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, typeName := range []string{
-		"config.Config", "config.OTLP", "config.Signal", "config.PeerGroup", "config.Budget", "config.Profiling", "config.Pyroscope", "config.Mesh", "config.Locality",
+		"config.Config", "config.Prometheus", "config.OTLP", "config.Signal", "config.PeerGroup", "config.Budget", "config.Profiling", "config.Pyroscope", "config.Mesh", "config.Locality",
 	} {
 		keys := keysOf(typeName)
 		if len(keys) == 0 {

@@ -23,7 +23,7 @@ import (
 func (n *node) metrics() (http.Handler, error) {
 	registry := prometheus.NewRegistry()
 	for _, c := range []prometheus.Collector{
-		promview.New(n.snapshot, event.MeasureClock),
+		promview.New(n.snapshot, event.MeasureClock).IstioAliases(n.config.Prometheus.IstioAliases),
 		promview.NewSelf(n.readSelf),
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),

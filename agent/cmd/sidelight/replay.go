@@ -38,7 +38,7 @@ func replayCommand() *cobra.Command {
 		Long: `Run a file of "sidelight record" through decoder, tracker, edges, access log and, if asked for, the embedded collector, in the
 recording's time and as fast as they take it. It needs no privilege and looks at nothing of this machine; the same file gives the
 same access log and the same metrics each time. Of a file of --config the keys peer_groups, max_edges, max_connections, report_interval, log_level and
-those of otlp count, but no endpoint: data goes where a flag sends it.
+those of prometheus and otlp count, but no endpoint: data goes where a flag sends it.
 
 A file that is damaged or breaks off is played as far as it is whole; then the exit code is 1. It is 1 too when the recording lacks
 anything that the kernel had counted, or when anything of it was not handed on.`,
@@ -82,6 +82,7 @@ type replayer struct {
 	player  *event.Player
 	replay  *recording.Replay
 	metrics io.WriteCloser // nil if nobody wants them
+	aliases bool           // Istio's, in metrics
 	state   string         // directory of the collector's queue
 	logger  *slog.Logger
 }
@@ -113,6 +114,7 @@ func (r *replayer) prepare(ctx context.Context, c *config.Config, file, metrics 
 	if err := r.open(c, boot); err != nil {
 		return err
 	}
+	r.aliases = c.Prometheus.IstioAliases
 	switch metrics {
 	case "":
 	case "-":
@@ -190,7 +192,7 @@ func (r *replayer) writeMetrics() error {
 		return nil
 	}
 	registry := prometheus.NewRegistry()
-	if err := registry.Register(promview.New(r.edges.Snapshot, r.replay.Clock)); err != nil {
+	if err := registry.Register(promview.New(r.edges.Snapshot, r.replay.Clock).IstioAliases(r.aliases)); err != nil {
 		return err
 	}
 	families, err := registry.Gather()
