@@ -88,6 +88,18 @@ generate-check: setup ## generated files are what their sources make
 	$(MAKE) --no-print-directory generate
 	@git diff --exit-code -- '*_bpfel.*' collector/meshreceiver/documentation.md collector/meshreceiver/descriptions.go || { echo 'generated files differ from what their sources make: run make generate and commit'; exit 1; }
 
+.PHONY: dashboards
+dashboards: dashboards/gen/node_modules/.package-lock.json ## generate dashboards/*.json (Node 20 or newer, npm)
+	cd dashboards/gen && npm run --silent generate
+
+.PHONY: check-dashboards
+check-dashboards: dashboards/gen/node_modules/.package-lock.json ## dashboards/*.json are what the generator makes; queries for logs and traces parse
+	cd dashboards/gen && npm run --silent check
+
+dashboards/gen/node_modules/.package-lock.json: dashboards/gen/package-lock.json
+	cd dashboards/gen && npm ci --no-audit --no-fund
+	touch $@
+
 .PHONY: lint
 lint: setup $(TOOLS)/golangci-lint-$(GOLANGCI) ## Go and C linters, formatting, tidy go.mod
 	$(TOOLS)/golangci-lint-$(GOLANGCI) run ./...

@@ -1,0 +1,207 @@
+// Service: what its clients on the observed nodes see of a service of the mesh, and what its endpoints get.
+import { build, quantile, rate, seriesPanel, statPanel, sum, tablePanel, units, variable } from './model';
+import { cluster, logVariables, signals } from './edges';
+
+const of = (metric: string, ...more: string[]) =>
+  `${metric}{${['cluster=~"$cluster"', 'service_namespace="$service_namespace"', 'service="$service"', ...more].join(', ')}}`;
+const client = 'role="client"';
+const attempts = rate(of('sidelight_tcp_connection_attempts_total', client));
+const failures = rate(of('sidelight_tcp_connection_failures_total', client));
+const connect = of('sidelight_tcp_connect_duration_seconds_bucket', client);
+const firstByte = of('sidelight_tcp_first_byte_duration_seconds_bucket', client);
+const picks = rate(of('sidelight_mesh_picks_total'));
+const limit = (metric: string) => `${metric}{cluster=~"$cluster", limit="service $service_namespace/$service"}`;
+
+export const service = build({
+  uid: 'sidelight-service',
+  title: 'Sidelight / Service',
+  description: 'A service of the mesh, as its clients see it: what they dialled, not where it led.',
+  variables: [
+    cluster,
+    variable({
+      name: 'service_namespace',
+      label: 'Service namespace',
+      description: 'Of the services that were dialled.',
+      single: true,
+      query: 'label_values(sidelight_tcp_connection_attempts_total{cluster=~"$cluster", service!=""}, service_namespace)',
+    }),
+    variable({
+      name: 'service',
+      label: 'Service',
+      description: 'A service that was dialled.',
+      single: true,
+      query: 'label_values(sidelight_tcp_connection_attempts_total{cluster=~"$cluster", service_namespace="$service_namespace"}, service)',
+    }),
+    ...logVariables,
+  ],
+  rows: [
+    {
+      title: 'Now',
+      height: 4,
+      lines: [
+        [
+          [statPanel({ title: 'Connects', description: 'Connects to the service, per second.', unit: units.CountsPerSecond, expr: sum(attempts) }), 6],
+          [
+            statPanel({
+              title: 'Failed',
+              description: 'Share of them that failed or were refused by the mesh.',
+              unit: units.PercentUnit,
+              expr: `(${sum(failures)} or vector(0)) / (${sum(attempts)} > 0)`,
+              warn: 0.01,
+              bad: 0.05,
+              decimals: 2,
+            }),
+            6,
+          ],
+          [
+            statPanel({
+              title: 'Handshake, 99th percentile',
+              description: 'Time from SYN to the end of the handshake.',
+              unit: units.Seconds,
+              expr: quantile(0.99, connect),
+              warn: 0.25,
+              bad: 1,
+            }),
+            6,
+          ],
+          [
+            statPanel({
+              title: 'Endpoints out of service',
+              description: 'Of the endpoints, seen by all nodes: those that failed or do not answer, and get no connections. A node counts its own.',
+              unit: units.Short,
+              expr: `count(max by (endpoint) (${of('sidelight_mesh_endpoint_out')})) or vector(0)`,
+              bad: 1,
+            }),
+            6,
+          ],
+        ],
+      ],
+    },
+    {
+      title: 'Clients',
+      height: 8,
+      lines: [
+        [
+          [
+            seriesPanel({
+              title: 'Connects by client',
+              description: 'Connects to the service per second, by client workload.',
+              unit: units.CountsPerSecond,
+              queries: [{ expr: sum(attempts, 'local_namespace', 'local_workload'), legend: '{{local_namespace}} {{local_workload}}' }],
+              stacked: true,
+            }),
+            12,
+          ],
+          [
+            seriesPanel({
+              title: 'Failed connects by reason',
+              description: 'Of no_endpoint, circuit_open, rate_limited and denied no SYN left; the others failed on their way to an endpoint.',
+              unit: units.CountsPerSecond,
+              queries: [{ expr: sum(failures, 'reason'), legend: '{{reason}}' }],
+              stacked: true,
+            }),
+            12,
+          ],
+        ],
+        [
+          [
+            seriesPanel({
+              title: 'Handshake latency',
+              description: 'Time from SYN to the end of the handshake. Points are exemplars: connections, with their traces.',
+              unit: units.Seconds,
+              queries: [0.5, 0.9, 0.99].map((q) => ({ expr: quantile(q, connect), legend: `p${q * 100}`, exemplars: true })),
+              log: true,
+            }),
+            8,
+          ],
+          [
+            seriesPanel({
+              title: 'First byte',
+              description: 'Time from the end of the handshake to the first byte from the service, of connections that ended.',
+              unit: units.Seconds,
+              queries: [0.5, 0.9, 0.99].map((q) => ({ expr: quantile(q, firstByte), legend: `p${q * 100}`, exemplars: true })),
+              log: true,
+            }),
+            8,
+          ],
+          [
+            seriesPanel({
+              title: 'Payload',
+              description: 'Payload per second that clients sent to the service and received from it.',
+              unit: units.BytesPerSecondIEC,
+              queries: [
+                { expr: sum(rate(of('sidelight_tcp_sent_bytes_total', client))), legend: 'sent' },
+                { expr: sum(rate(of('sidelight_tcp_received_bytes_total', client))), legend: 'received' },
+              ],
+            }),
+            8,
+          ],
+        ],
+      ],
+    },
+    {
+      title: 'Endpoints',
+      height: 9,
+      lines: [
+        [
+          [
+            seriesPanel({
+              title: 'Share of connections by endpoint',
+              description: 'Which endpoints were chosen, as a share of all choices. Weights and localities should show here.',
+              unit: units.PercentUnit,
+              queries: [{ expr: `${sum(picks, 'endpoint')} / scalar(${sum(picks)} > 0)`, legend: '{{endpoint}}' }],
+              stacked: true,
+              max: 1,
+            }),
+            12,
+          ],
+          [
+            tablePanel({
+              title: 'Endpoints',
+              description: 'What each endpoint gets from the observed nodes, and what of it fails.',
+              unit: units.Short,
+              columns: [
+                { name: 'Endpoint', label: 'endpoint' },
+                { name: 'Chosen', expr: sum(picks, 'endpoint'), unit: units.CountsPerSecond },
+                { name: 'Handshake failed', expr: sum(rate(of('sidelight_mesh_endpoint_failures_total')), 'endpoint'), unit: units.CountsPerSecond },
+                { name: 'Open', expr: sum(of('sidelight_mesh_endpoint_open'), 'endpoint') },
+                { name: 'Nodes that have it out', expr: sum(of('sidelight_mesh_endpoint_out'), 'endpoint') },
+              ],
+            }),
+            12,
+          ],
+        ],
+        [
+          [
+            seriesPanel({
+              title: 'Open and connecting against the limit',
+              description: 'What counts against the limits of the service, by node; only services with limits have it. The limit itself is no metric.',
+              unit: units.Short,
+              queries: [
+                { expr: sum(limit('sidelight_mesh_limit_open'), 'instance'), legend: 'open or connecting, {{instance}}' },
+                { expr: sum(limit('sidelight_mesh_limit_connecting'), 'instance'), legend: 'connecting, {{instance}}' },
+              ],
+            }),
+            12,
+          ],
+          [
+            seriesPanel({
+              title: 'Refused by a limit',
+              description: 'Connects per second that a limit of the service refused, by what was at its bound.',
+              unit: units.CountsPerSecond,
+              queries: [{ expr: sum(rate(limit('sidelight_mesh_limit_rejections_total')), 'cause'), legend: '{{cause}}' }],
+              stacked: true,
+            }),
+            12,
+          ],
+        ],
+      ],
+    },
+    signals(
+      'Connections to the service, one line for each that ended.',
+      { stream: 'service_name=~".+"', filter: '| sidelight_service=`$service_namespace/$service`' },
+      '"sidelight.service":="$service_namespace/$service"',
+      '{ span.sidelight.service = "$service_namespace/$service" && (status = error || duration > 1s) }',
+    ),
+  ],
+});
