@@ -20,10 +20,11 @@ const edgesIn = caller(called(sum(outside, 'local_namespace', 'local_workload', 
 const mapEdges = `label_join(${sum(`${edgesOut} or ${edgesIn}`, 'source', 'target')}, "id", " > ", "source", "target")`;
 const mapNodes = sum(
   [
-    caller(sum(attempts, 'local_namespace', 'local_workload'), 'id'),
-    caller(sum(outside, 'local_namespace', 'local_workload'), 'id'),
-    called(sum(attempts, 'peer_namespace', 'peer_workload'), 'id'),
-    called(sum(outside, 'peer_namespace', 'peer_workload'), 'id'),
+    // With the role, so that "or" leaves out none of a workload that is both.
+    caller(sum(attempts, 'role', 'local_namespace', 'local_workload'), 'id'),
+    caller(sum(outside, 'role', 'local_namespace', 'local_workload'), 'id'),
+    called(sum(attempts, 'role', 'peer_namespace', 'peer_workload'), 'id'),
+    called(sum(outside, 'role', 'peer_namespace', 'peer_workload'), 'id'),
   ].join(' or '),
   'id',
 );
