@@ -1,0 +1,308 @@
+package dashboards
+
+import (
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/sidelight-mesh/sidelight/agent/account"
+	"github.com/sidelight-mesh/sidelight/agent/connection"
+	"github.com/sidelight-mesh/sidelight/agent/enrich"
+	"github.com/sidelight-mesh/sidelight/agent/outlier"
+	"github.com/sidelight-mesh/sidelight/agent/pipeline"
+	"github.com/sidelight-mesh/sidelight/collector/edge"
+	"github.com/sidelight-mesh/sidelight/collector/promview"
+	"github.com/sidelight-mesh/sidelight/collector/self"
+)
+
+const (
+	meshLength = 30 * time.Minute
+	meshScrape = 15 * time.Second
+	meshSweep  = 10 * time.Second
+	// In the last ten minutes the budget is broken, the ring was full for a while, and an endpoint is out.
+	meshTrouble = 20 * time.Minute
+)
+
+var meshStart = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// agent is what there is of a node between the kernel and /metrics: the real pipeline, edges and view, and readings of itself as
+// agent/cmd/sidelight makes them, of what it was fed with.
+type agent struct {
+	table    *edge.Table
+	pipeline *pipeline.Pipeline
+	identity map[connection.Key]enrich.Identity
+	open     map[connection.Key]told // the last that was told of them
+	now      time.Duration
+
+	kernel    account.Kernel
+	closes    uint64
+	endpoints map[endpointKey]*endpointCounts
+	verdicts  map[verdictKey]uint64
+	rejected  map[string]uint64
+}
+
+type endpointKey struct{ service, namespace, endpoint string }
+
+type endpointCounts struct{ picks, failed, open uint64 }
+
+type verdictKey struct{ policy, rule, verdict, dry string }
+
+func newAgent() *agent {
+	a := &agent{
+		table: edge.NewTable(1000), identity: make(map[connection.Key]enrich.Identity), open: make(map[connection.Key]told),
+		endpoints: make(map[endpointKey]*endpointCounts), verdicts: make(map[verdictKey]uint64), rejected: make(map[string]uint64),
+		kernel: account.Kernel{
+			Established: make(map[string]uint64), Adopted: make(map[string]uint64), Closed: make(map[string]uint64),
+			Submitted: make(map[string]uint64), Refused: make(map[string]uint64),
+		},
+	}
+	a.pipeline = pipeline.New(pipeline.Options{
+		Limit: 1 << 20, Clock: clock, Now: func() time.Time { return meshStart.Add(a.now) },
+		Identify: func(e *connection.Event) enrich.Identity { return a.identity[e.Key] },
+		Sinks:    []pipeline.Sink{a.table},
+	})
+	a.table.Clock(func() time.Duration { return a.now })
+	return a
+}
+
+func clock() connection.Clock { return connection.Clock{OffsetNS: meshStart.UnixNano()} }
+
+// feed tells it an event.
+func (a *agent) feed(e *told) {
+	a.identity[e.Key] = e.identity
+	a.count(e)
+	a.pipeline.HandleEvent(&e.Event)
+	if e.Kind == connection.Close {
+		delete(a.open, e.Key)
+		delete(a.identity, e.Key)
+	} else {
+		a.open[e.Key] = *e
+	}
+}
+
+// count counts as the kernel does.
+func (a *agent) count(e *told) {
+	role, c := e.Role.String(), connection.ChangeOf(&e.Event)
+	a.kernel.Attempts += uint64(c.Attempts)
+	a.kernel.Established[role] += uint64(c.Established)
+	a.kernel.Closed[role] += uint64(c.Closed)
+	a.kernel.Submitted[e.Kind.String()]++
+	if e.Role == connection.Client {
+		a.kernel.Failed += uint64(c.Failed)
+	}
+	if e.Kind == connection.Close {
+		a.closes++
+		if e.Flags&connection.RefusedHere != 0 {
+			a.kernel.Refused[role]++
+		}
+	}
+	if d := e.identity.Decision; d != nil {
+		a.countDecision(e, d)
+	}
+}
+
+func (a *agent) countDecision(e *told, d *enrich.Decision) {
+	if d.Service != nil && d.Endpoint != "" && e.Role == connection.Client {
+		key := endpointKey{d.Service.Name, d.Service.Namespace, d.Endpoint}
+		n := a.endpoints[key]
+		if n == nil {
+			n = new(endpointCounts)
+			a.endpoints[key] = n
+		}
+		switch e.Kind {
+		case connection.PreConnect:
+			n.picks++
+			n.open++
+		case connection.Close:
+			n.open--
+			if e.EstablishedNS == 0 {
+				n.failed++
+			}
+		}
+	}
+	if d.Limit != "" {
+		a.rejected[d.Limit]++
+	}
+	// Each end is asked when the connection begins there.
+	if first := e.Told == 0; first && d.Rule != nil {
+		v := connection.VerdictAllow
+		if e.Flags&connection.RefusedHere != 0 {
+			v = connection.VerdictDeny
+		}
+		a.verdicts[verdictKey{d.Rule.Policy, strconv.Itoa(d.Rule.Index), v.String(), "false"}]++
+	}
+	if first := e.Told == 0; first && d.DryRule != nil {
+		a.verdicts[verdictKey{d.DryRule.Policy, strconv.Itoa(d.DryRule.Index), connection.VerdictDeny.String(), "true"}]++
+	}
+}
+
+// sweep tells of the connections that are there, as the iterator over sockets does.
+func (a *agent) sweep() {
+	a.pipeline.HandleSweep(false, func(_ bool, observe func(*connection.Event)) error {
+		for _, e := range a.open {
+			e.Kind, e.EventNS, e.Totals = connection.Sweep, uint64(a.now), connection.Totals{}
+			e.Told = connection.ToldAttempt
+			if e.EstablishedNS != 0 {
+				e.Told |= connection.ToldEstablished
+			}
+			observe(&e.Event)
+		}
+		return nil
+	})
+}
+
+// reading is what the agent tells of itself: see readSelf of agent/cmd/sidelight.
+func (a *agent) reading() self.Reading {
+	r := self.Reading{Since: meshStart}
+	add := func(m *self.Metric, number uint64, attributes ...string) {
+		r.Values = append(r.Values, m.Of(float64(number), attributes...))
+	}
+	share := func(m *self.Metric, number float64, attributes ...string) {
+		r.Values = append(r.Values, m.Of(number, attributes...))
+	}
+	seconds := uint64(a.now / time.Second)
+	trouble := uint64(max(0, a.now-meshTrouble) / time.Second)
+
+	add(self.Pending, 4096)
+	add(self.Ring, 4<<20)
+	add(self.Runs, 40*seconds, "mesh_sockops")
+	share(self.RunTime, 40*float64(seconds)*500e-9, "mesh_sockops")
+	add(self.BuildInfo, 1, "test", "go")
+	add(self.Agents, 1)
+	share(self.Unattended, 0)
+	counts := a.table.Counts()
+	add(self.EdgesFolded, counts.Folded)
+	add(self.EdgesEvicted, counts.Evicted)
+	add(self.Edges, uint64(counts.Edges))
+	a.budget(add, share, trouble)
+	a.mesh(add, share, trouble)
+	a.account(add, trouble)
+
+	sampled := min(trouble, a.closes)
+	add(self.Lines, a.closes-sampled)
+	add(self.RecordsOut, sampled, "logs")
+	add(self.RecordsOut, sampled, "traces")
+	for _, signal := range []string{"logs", "traces", "metrics"} {
+		add(self.Exported, a.closes-sampled, signal)
+		add(self.Queued, trouble, signal)
+	}
+	for _, d := range [][2]string{{"access_log", "log"}, {"receiver_queue", "span"}, {"exporter", "data_point"}} {
+		add(self.Dropped, 0, d[0], d[1])
+	}
+	return r
+}
+
+func (a *agent) budget(add func(*self.Metric, uint64, ...string), share func(*self.Metric, float64, ...string), trouble uint64) {
+	rung := uint64(0)
+	if trouble > 0 {
+		rung = 2
+	}
+	add(self.BudgetRung, rung)
+	share(self.BudgetProbability, 1/float64(1+7*rung/2))
+	add(self.BudgetSteps, rung, "down")
+	add(self.BudgetSteps, 0, "up")
+	share(self.BudgetCPU, 0.004, "agent")
+	share(self.BudgetCPU, 0.002, "programs")
+	share(self.BudgetCPULimit, 0.01)
+	add(self.BudgetMemory, 60<<20)
+	add(self.BudgetMemoryLimit, 128<<20)
+}
+
+func (a *agent) mesh(add func(*self.Metric, uint64, ...string), share func(*self.Metric, float64, ...string), trouble uint64) {
+	add(self.ConfigGeneration, 3)
+	add(self.ConfigInputs, 3+trouble/300, "accepted")
+	add(self.ConfigInputs, 0, "rejected")
+	add(self.ConfigInForce, 1)
+	share(self.ConfigLastAccepted, float64(meshStart.Unix()))
+	add(self.MeshGuarded, 2)
+	for key, n := range a.endpoints {
+		attributes := []string{key.service, key.namespace, key.endpoint}
+		add(self.MeshPicks, n.picks, attributes...)
+		add(self.MeshOpen, n.open, attributes...)
+		add(self.MeshFailures, n.failed, attributes...)
+	}
+	flaky := []string{"flaky", "shop", "shop/flaky-1"}
+	if trouble > 0 {
+		add(self.MeshOut, 1, append(flaky, outlier.Outlier.String())...)
+		add(self.MeshEjections, 1+trouble/60, append(flaky, outlier.Outlier.String())...)
+		add(self.MeshSuppressed, 1+trouble/120, flaky...)
+	}
+	const limit = "service shop/narrow"
+	add(self.MeshLimitOpen, 1, limit)
+	add(self.MeshLimitConnecting, 0, limit)
+	add(self.MeshLimitRejections, a.rejected[limit], limit, "open")
+	add(self.MeshLimitRejections, 0, limit, "connecting")
+	add(self.MeshLimitRejections, 0, limit, "rate")
+	for key, n := range a.verdicts {
+		add(self.PolicyVerdicts, n, key.policy, key.rule, key.verdict, key.dry)
+	}
+}
+
+func (a *agent) account(add func(*self.Metric, uint64, ...string), trouble uint64) {
+	user := account.User{Decoded: a.kernel.Submitted}
+	add(self.Unaccounted, account.New(a.kernel, a.kernel, user).Unaccounted)
+	add(self.Followed, uint64(a.kernel.Live()))
+	client, server := connection.Client.String(), connection.Server.String()
+	add(self.Kernel, a.kernel.Attempts, client, "attempted")
+	add(self.Kernel, a.kernel.Failed, client, "failed")
+	for _, role := range []string{client, server} {
+		add(self.Kernel, a.kernel.Established[role], role, "established")
+		add(self.Kernel, 0, role, "adopted")
+		add(self.Kernel, a.kernel.Closed[role], role, "closed")
+		add(self.Refused, a.kernel.Refused[role], role)
+	}
+	add(self.Untracked, 0)
+	add(self.Aggregated, min(trouble, 60), "edge")
+	add(self.Aggregated, 0, "total")
+	for _, kind := range connection.Kinds() {
+		k := kind.String()
+		add(self.Submitted, a.kernel.Submitted[k], k)
+		add(self.SampledOut, 0, k)
+		add(self.Decoded, a.kernel.Submitted[k], k)
+		add(self.Dropped, 0, "ring", k)
+	}
+}
+
+// runMesh has an agent live through the stream of events, and scrapes it.
+func runMesh(t *testing.T, s *store) *world {
+	t.Helper()
+	a := newAgent()
+	registry := prometheus.NewPedanticRegistry()
+	for _, c := range []prometheus.Collector{
+		promview.New(a.table.Snapshot, clock), promview.NewSelf(a.reading), collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	} {
+		if err := registry.Register(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	scraped := newTarget(registry, "node1:9464", "mesh")
+	events := stream(meshLength + time.Second)
+	for a.now = time.Second; a.now <= meshLength; a.now += time.Second {
+		for len(events) > 0 && events[0].EventNS <= uint64(a.now) {
+			a.feed(&events[0])
+			events = events[1:]
+		}
+		a.pipeline.HandleDrained(true)
+		if a.now%meshSweep == 0 {
+			a.sweep()
+		}
+		if a.now%meshScrape == 0 {
+			s.scrape(t, scraped, meshStart.Add(a.now))
+		}
+	}
+	return &world{
+		store: s, cluster: "mesh", start: meshStart, end: meshStart.Add(meshLength),
+		timing: timing{step: meshScrape, scrape: meshScrape, window: meshLength},
+	}
+}
+
+// worldsOf are shared: what the tests look at was scraped once.
+func worldsOf(t *testing.T) (mesh, mix, loss *world) {
+	t.Helper()
+	s := newStore(t)
+	return runMesh(t, s), replay(t, s, "mix"), replay(t, s, "loss")
+}
