@@ -5,6 +5,7 @@ SHELL := /bin/bash
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.buildVersion=$(VERSION)
 GOLANGCI := v2.12.0
+VICTORIALOGS := v1.43.1
 BENCHSTAT := v0.0.0-20260908200009-22c9c6c9d4da
 # Tools that are built from source, outside the work tree.
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sidelight-tools
@@ -93,8 +94,17 @@ dashboards: dashboards/gen/node_modules/.package-lock.json ## generate dashboard
 	cd dashboards/gen && npm run --silent generate
 
 .PHONY: check-dashboards
-check-dashboards: dashboards/gen/node_modules/.package-lock.json ## dashboards/*.json are what the generator makes; queries for logs and traces parse
-	cd dashboards/gen && npm run --silent check
+check-dashboards: ## dashboards/*.json are what the generator makes; queries for logs and traces parse
+	@command -v npm >/dev/null || { echo 'skipped: there is no npm, so nobody knows whether the dashboards are what the generator makes'; exit 0; }; \
+	$(MAKE) --no-print-directory dashboards/gen/node_modules/.package-lock.json && cd dashboards/gen && npm run --silent check
+
+.PHONY: victoria-logs
+victoria-logs: ## build the VictoriaLogs that a test of the log panels runs, if it can be had
+	@$(MAKE) --no-print-directory $(TOOLS)/victoria-logs-$(VICTORIALOGS) || echo 'skipped: VictoriaLogs cannot be built here, its test is left out'
+
+$(TOOLS)/victoria-logs-$(VICTORIALOGS): dashboards/backends/victorialogs/go.mod
+	mkdir -p $(TOOLS)
+	cd dashboards/backends/victorialogs && GOFLAGS= CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ github.com/VictoriaMetrics/VictoriaLogs/app/victoria-logs
 
 dashboards/gen/node_modules/.package-lock.json: dashboards/gen/package-lock.json
 	cd dashboards/gen && npm ci --no-audit --no-fund

@@ -56,7 +56,7 @@ func knownNames(t *testing.T) known {
 		add(&table.Metrics[i], func(a string) string { return label[a] })
 	}
 	for i := range table.SelfMetrics {
-		add(&table.SelfMetrics[i], func(a string) string { return strings.ReplaceAll(a, ".", "_") })
+		add(&table.SelfMetrics[i], labelOf)
 	}
 	registry := prometheus.NewPedanticRegistry()
 	for _, c := range []prometheus.Collector{collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})} {
@@ -76,6 +76,9 @@ func knownNames(t *testing.T) known {
 	}
 	return names
 }
+
+// labelOf is the label of an attribute of the agent's own metrics.
+func labelOf(attribute string) string { return strings.ReplaceAll(attribute, ".", "_") }
 
 // enums returns what the labels can be whose values are fixed.
 func enums(t *testing.T) map[string][]string {

@@ -138,6 +138,30 @@ func appendSeries(app storage.Appender, p textparse.Parser, more labels.Labels, 
 	return nil
 }
 
+// seriesOf returns the series of a text in Prometheus' format.
+func seriesOf(t *testing.T, text []byte) []labels.Labels {
+	t.Helper()
+	p, err := textparse.New(text, "text/plain", nil, textparse.ParserOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []labels.Labels
+	for {
+		entry, err := p.Next()
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if entry == textparse.EntrySeries {
+			var lset labels.Labels
+			p.Labels(&lset)
+			all = append(all, lset)
+		}
+	}
+}
+
 // instant answers a query at one moment. Numbers that are none are left out.
 func (s *store) instant(t *testing.T, expr string, at time.Time) (promql.Vector, error) {
 	t.Helper()
