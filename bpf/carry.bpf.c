@@ -178,7 +178,7 @@ static __always_inline void carry_translate(__u64 *state, const void *before)
  * Carries over what is known of a socket. It holds the socket's lock, or nothing happens to that meanwhile but its last close().
  * may_delete: that the hook has bpf_sk_storage_delete(), which is a constant.
  */
-static __always_inline void carry(void *sk, void *before, const bool may_delete)
+static __always_inline bool carry(void *sk, void *before, const bool may_delete)
 {
 	__u64 state[CARRY_ROOM / sizeof(__u64)];
 	void *now;
@@ -201,19 +201,16 @@ static __always_inline void carry(void *sk, void *before, const bool may_delete)
 		if (!now) /* somebody else made it just now, or there is no room */
 			now = bpf_sk_storage_get(&connections, sk, NULL, 0);
 	}
-	if (now) {
+	if (now)
 		carry_held(before, now);
-		return;
-	}
-	__sync_fetch_and_add(&carry_failed, 1);
+	return now;
 }
 
-static __always_inline void carry_of(void *sk, const bool may_delete)
+static __always_inline bool carry_of(void *sk, const bool may_delete)
 {
 	void *before = bpf_sk_storage_get(&connections_before, sk, NULL, 0);
 
-	if (before)
-		carry(sk, before, may_delete);
+	return !before || carry(sk, before, may_delete);
 }
 
 SEC("sockops")
@@ -229,6 +226,9 @@ int carry_sockops(struct bpf_sock_ops *ctx)
 			/* For a getpeername program of before. */
 			if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB && carry_holds_before != CARRY_NONE)
 				__sync_fetch_and_or(CARRY_AT(__u32, before, carry_holds_before), CARRY_HOLDS_IN_FLIGHT);
+			/* What a socket was before it listens would look newer than what it is then. */
+			if (ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB)
+				bpf_sk_storage_delete(&connections_before, sk);
 		}
 	}
 	bpf_tail_call(ctx, &to_sockops, 0);
@@ -313,8 +313,9 @@ int carry_rest(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
 	struct sock *sk = ctx->sk;
 
-	if (sk && ctx->value)
-		carry_of(sk, true);
+	/* It holds no lock, so it deletes nothing: a connect program may be at work with that. */
+	if (sk && ctx->value && !carry_of(sk, false))
+		__sync_fetch_and_add(&carry_failed, 1);
 	return 0;
 }
 

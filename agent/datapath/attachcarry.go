@@ -16,7 +16,9 @@ import (
 //   - sockops before connect: an old connect program leaves state in the old map, which is carried when its SYN leaves; the other way round an old sockops program
 //     would find none
 //   - release and getpeername in between: they look at what connect left, wherever
-//   - all that is there is carried before the new connect programs count what is open against limits
+//   - no more than that in between: what an old connect program takes of a limit is given back in the new maps
+//   - then what no hook came by is carried, when no old program runs any more. Until that is done the new limits lack it: so there may be up to twice of what a limit allows
+//     for that time
 func (d *Datapath) attachCarrying() error {
 	c := d.carry
 	if err := c.arrive(d.mesh.maps); err != nil {
@@ -52,44 +54,26 @@ func (d *Datapath) putAll() error {
 			return err
 		}
 	}
-	all := append(d.hooks()[:1:1], d.meshHooks()...)
-	before := c.before[connectionsMap].Map
-	put := func(hooks []hook) error {
-		for _, h := range hooks {
-			if carrier := c.carriers.of(h.name); carrier != nil && exists(c.pins.linkPath(h.name)) {
-				h.program = carrier
-			}
-			if err := d.attachCgroup(h); err != nil {
-				return err
-			}
-			step()
+	programs := slices.Concat(d.hooks()[:1], d.meshHooks(), d.hooks()[1:])
+	for _, h := range programs {
+		if carrier := c.carriers.of(h.name); carrier != nil {
+			h.program = carrier
 		}
-		return nil
-	}
-	if err := put(all); err != nil {
-		return err
-	}
-	if err := grace(); err != nil {
-		return err
-	}
-	if err := c.carriers.walk(before); err != nil {
-		return err
-	}
-	step()
-	if err := put(d.hooks()[1:]); err != nil {
-		return err
+		if err := d.attachCgroup(h); err != nil {
+			return err
+		}
+		step()
 	}
 	if err := grace(); err != nil { // from here on no program writes to the old map
 		return err
 	}
-	if err := c.carriers.walk(before); err != nil {
+	if err := c.carriers.walk(c.before[connectionsMap].Map); err != nil {
 		return err
 	}
 	step()
-	programs := append(d.hooks(), d.meshHooks()...)
 	for _, l := range d.links {
 		i := slices.IndexFunc(programs, func(h hook) bool { return h.name == l.name })
-		if c.carriers.of(l.name) == nil || !l.taken {
+		if c.carriers.of(l.name) == nil {
 			continue
 		}
 		if err := l.Update(programs[i].program); err != nil {
@@ -143,27 +127,38 @@ func (d *Datapath) settleCarry() error {
 	if err := c.leave(); err != nil {
 		return err
 	}
-	c.close()
-	d.carry = nil
+	d.endCarry()
 	d.keep = false
 	return d.losses.resume(&d.objects)
 }
 
-// takeOffStrays takes off programs at hooks that this process has none for: there was a mesh, and there is none any more.
+// endCarry lets go of the maps before. Safe twice.
+func (d *Datapath) endCarry() {
+	d.carrying.Lock()
+	defer d.carrying.Unlock()
+	d.carry.close()
+	d.carry = nil
+}
+
+// takeOffStrays takes off programs at hooks that this process has none for: there was a mesh and there is none any more, or only another version has such a hook.
 func (d *Datapath) takeOffStrays() error {
-	if d.mesh.on {
-		return nil
-	}
 	_, links, err := d.pins.content(filepath.Base(d.pins.set))
 	if err != nil {
 		return err
 	}
-	var errs []error
+	var strays []string
 	for _, name := range linkOrder(links) {
-		ours := slices.ContainsFunc(d.hooks(), func(h hook) bool { return h.name == name })
-		if !ours && !strings.HasPrefix(name, "state") {
-			errs = append(errs, d.pins.removeLink(name))
+		ours := slices.ContainsFunc(append(d.hooks(), d.meshHooks()...), func(h hook) bool { return h.name == name })
+		if !ours && !strings.HasPrefix(name, "state") && (!d.mesh.on || !strings.HasPrefix(name, lookupLink)) {
+			strays = append(strays, name)
 		}
+	}
+	if len(strays) == 0 {
+		return nil
+	}
+	var errs []error
+	for _, name := range strays {
+		errs = append(errs, d.pins.removeLink(name))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err

@@ -33,8 +33,7 @@ type carry struct {
 	mesh, hadMesh bool
 	arrived       bool // an earlier process filled and pinned the new set
 	carriers      *carriers
-	loads         []loadCounts // as they were when they were copied
-	failed        uint64       // states that found no room
+	failed        uint64 // states that found no room
 }
 
 // entryTranslation is that of a map's keys and values.
@@ -71,14 +70,11 @@ func otherLayout(path, why string) error {
 	return &PinError{path, "programs are attached whose maps have another layout, which cannot be carried over: " + why, "take them off with: sidelight uninstall"}
 }
 
-// roomOf gives the maps of the mesh the room that a set has which is in force: sizes grow, and do not shrink before everything is taken off.
-func (p *pins) roomOf(set string, spec *ebpf.CollectionSpec, mesh bool) error {
+// roomOf gives the maps of the mesh the room that a set has which is in force: sizes grow, and do not shrink before everything is taken off. Where there was no mesh
+// all of them have one entry.
+func (p *pins) roomOf(set string, spec *ebpf.CollectionSpec, mesh bool) {
 	if set == "" || !mesh {
-		return nil
-	}
-	had, err := p.hadMesh(set)
-	if err != nil || !had {
-		return err
+		return
 	}
 	for _, name := range slices.Concat(meshArrays, meshHashes, []string{verdictsMap}) {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(p.dir, set, mapPrefix+name), nil)
@@ -90,19 +86,6 @@ func (p *pins) roomOf(set string, spec *ebpf.CollectionSpec, mesh bool) error {
 		}
 		m.Close()
 	}
-	return nil
-}
-
-func (p *pins) hadMesh(set string) (bool, error) {
-	m, err := openOther(filepath.Join(p.dir, set, mapPrefix+connectionsMap))
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	defer m.Close()
-	return hasDecisions(m), nil
 }
 
 func hasDecisions(connections *otherMap) bool {
@@ -136,7 +119,7 @@ func (p *pins) planCarry(set string, spec *ebpf.CollectionSpec, mesh bool) (_ *c
 			return nil, otherLayout(dir, "it has no map "+name)
 		}
 	}
-	if rings, _ := p.ringsBefore(set); len(rings) >= mostRings-1 {
+	if _, next := p.ringsBefore(set); next == beforeName(mostRings) {
 		return nil, otherLayout(dir, "agents have left too many event rings to read; start the version that was here last once more, and stop it when it has read them")
 	}
 	c.hadMesh = hasDecisions(c.before[connectionsMap])
@@ -156,7 +139,16 @@ func (p *pins) planCarry(set string, spec *ebpf.CollectionSpec, mesh bool) (_ *c
 			return nil, err
 		}
 	}
-	return c, c.separate(spec)
+	if err := c.separate(spec); err != nil {
+		return nil, err
+	}
+	if c.newRing() {
+		_, err = translateRecords(spec.Maps[formatsMap].Value, c.before[formatsMap].value)
+		if err != nil {
+			return nil, otherLayout(c.before[formatsMap].path, err.Error())
+		}
+	}
+	return c, nil
 }
 
 // plan prepares to fill a map that is not the same in both sets.
@@ -228,7 +220,8 @@ func (c *carry) separate(spec *ebpf.CollectionSpec) error {
 		return c.plan(name, spec.Maps[name])
 	}
 	// What is counted there goes over with the state of the sockets.
-	if c.mesh && c.hadMesh && (c.shared[loadsMap] == nil || c.shared[limitStatesMap] == nil) {
+	counted := []string{loadsMap, limitStatesMap, verdictsMap} // and what adds up verdicts is loaded with what carries state
+	if c.mesh && c.hadMesh && slices.ContainsFunc(counted, func(name string) bool { return c.shared[name] == nil }) {
 		if err := apart(connectionsMap); err != nil {
 			return err
 		}

@@ -51,8 +51,8 @@ func (c *carry) fillLedger(to *ebpf.Map, t entryTranslation) error {
 	return to.Put(uint32(0), &ledger)
 }
 
-// notCopied are the fields that go over with the state of each socket.
-var notCopied = map[string][][]string{loadsMap: {{"open"}}, limitStatesMap: {{"counts", "open"}, {"counts", "connecting"}}}
+// notCopied are the fields that go over with the state of each socket, or in the end.
+var notCopied = map[string][][]string{loadsMap: {{"open"}, {"picks"}, {"failed"}}, limitStatesMap: {{"counts", "open"}, {"counts", "connecting"}}}
 
 func (c *carry) fillArray(name string, to *ebpf.Map, t entryTranslation) error {
 	old := c.before[name]
@@ -83,9 +83,6 @@ func (c *carry) fillArray(name string, to *ebpf.Map, t entryTranslation) error {
 		if entry := from[i*fromStep : (i+1)*fromStep]; !isZero(entry) {
 			value.into(into[i*step:i*step+len(value)], entry)
 		}
-	}
-	if name == loadsMap {
-		c.loads = loadsOf(into, step, to.MaxEntries())
 	}
 	return nil
 }
@@ -289,24 +286,18 @@ func (c *carry) settleVerdicts() error {
 	return nil
 }
 
-// loadCounts are what is counted of a backend beside what is open.
-type loadCounts struct{ picks, failed uint64 }
-
-func loadsOf(memory []byte, step int, entries uint32) []loadCounts {
-	all := make([]loadCounts, entries)
-	for i := range all {
-		l := (*bpf.Load)(unsafe.Pointer(&memory[i*step]))
-		all[i] = loadCounts{l.Picks, l.Failed}
-	}
-	return all
-}
-
-// settleLoads adds what programs of before have counted of backends since that was copied.
+// settleLoads adds what programs of before have counted of backends. What was added is taken out of the old entry, so that who is killed adds no more than one of
+// them twice.
 func (c *carry) settleLoads(objects *bpf.Objects) error {
-	if c.loads == nil {
+	if _, apart := c.types[loadsMap]; !apart {
 		return nil
 	}
 	old := c.before[loadsMap]
+	picks, hasPicks := place(old.value, "picks")
+	failed, hasFailed := place(old.value, "failed")
+	if !hasPicks || !hasFailed {
+		return nil
+	}
 	from, fromStep, err := mapAll(old.Map)
 	if err != nil {
 		return fmt.Errorf("read loads of before: %w", err)
@@ -317,18 +308,23 @@ func (c *carry) settleLoads(objects *bpf.Objects) error {
 		return fmt.Errorf("add up loads: %w", err)
 	}
 	defer unix.Munmap(into)
-	t := c.types[loadsMap].value
 	for i := range int(min(old.MaxEntries(), objects.Loads.MaxEntries())) {
-		last, had := as[bpf.Load](t.value(from[i*fromStep:(i+1)*fromStep])), c.loads[i]
-		now := (*bpf.Load)(unsafe.Pointer(&into[i*step]))
-		if n := last.Picks - had.picks; n != 0 {
-			atomic.AddUint64(&now.Picks, n)
+		entry := from[i*fromStep : (i+1)*fromStep]
+		if isZero(entry) {
+			continue
 		}
-		if n := last.Failed - had.failed; n != 0 {
-			atomic.AddUint64(&now.Failed, n)
+		now := (*bpf.Load)(unsafe.Pointer(&into[i*step]))
+		for _, count := range []struct {
+			at uint32
+			to *uint64
+		}{{picks, &now.Picks}, {failed, &now.Failed}} {
+			word := entry[count.at : count.at+8]
+			if n := binary.LittleEndian.Uint64(word); n != 0 {
+				atomic.AddUint64(count.to, n)
+				binary.LittleEndian.PutUint64(word, 0)
+			}
 		}
 	}
-	c.loads = nil
 	return nil
 }
 

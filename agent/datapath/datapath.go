@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -57,7 +58,10 @@ type Datapath struct {
 	pins  *pins // nil: nothing is pinned
 	ring  rings
 	carry *carry // from maps of another layout; nil: nothing is
-	spec  *ebpf.CollectionSpec
+	// carrying is held by who reads of carry while others may let go of it.
+	carrying  sync.RWMutex
+	committed bool // there is no way back
+	spec      *ebpf.CollectionSpec
 	// resumed says that the maps are those of an earlier process, whose programs are or were attached.
 	resumed bool
 	keep    bool // what is pinned stays when this process lets go
@@ -104,9 +108,7 @@ func Load(options Options) (_ *Datapath, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := d.pins.roomOf(set, spec, options.Mesh != nil); err != nil {
-			return nil, err
-		}
+		d.pins.roomOf(set, spec, options.Mesh != nil)
 		if err := d.fitRing(spec); err != nil {
 			return nil, err
 		}
@@ -133,9 +135,7 @@ func Prepare(options Options) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := d.pins.roomOf(set, spec, options.Mesh != nil); err != nil {
-		return nil, err
-	}
+	d.pins.roomOf(set, spec, options.Mesh != nil)
 	size, differs, err := d.pins.otherRing(set, spec)
 	if err != nil {
 		return nil, err
@@ -257,7 +257,21 @@ func (d *Datapath) inherit() (err error) {
 	if d.ledger, err = openLedger(d.objects.Ledger, d.objects.Watchdog); err != nil || !d.resumed {
 		return err
 	}
+	d.resolveBase()
 	return errors.Join(d.losses.resume(&d.objects), d.openBefore())
+}
+
+// resolveBase ends what an earlier process began that ended while it took a ring away: by how many there are, before there is one more.
+func (d *Datapath) resolveBase() {
+	if d.pins == nil {
+		return
+	}
+	set := d.pins.set
+	if c := d.carry; c != nil && !c.arrived {
+		set = c.set
+	}
+	before, _ := d.pins.ringsBefore(filepath.Base(set))
+	d.ledger.ringBase(len(before))
 }
 
 // spec is the object, made for these options.
@@ -588,6 +602,8 @@ func (d *Datapath) Account() (Account, error) {
 
 // accountBefore is what programs counted whose maps had another layout.
 func (d *Datapath) accountBefore() (before Account, err error) {
+	d.carrying.RLock()
+	defer d.carrying.RUnlock()
 	if c := d.carry; c != nil && c.types["account"].value != nil {
 		return c.accountBefore()
 	}
@@ -635,7 +651,6 @@ func (d *Datapath) Keep() { d.keep = d.pins != nil }
 
 // Close detaches and frees everything. Safe twice.
 func (d *Datapath) Close() error {
-	d.carry.close()
-	d.carry = nil
+	d.endCarry()
 	return errors.Join(d.detach(), d.ledger.close(), d.mesh.close(), d.objects.Close(), d.ring.close(), d.pins.close())
 }

@@ -54,6 +54,11 @@ func (d *Datapath) Losses() ([]connection.Loss, error) {
 		if err := edge(bpf.Lost{}); err != nil {
 			return found, err
 		}
+		// There is no such key beside it, whose place it would take.
+		if err := d.objects.LostRead.Delete(&key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return found, fmt.Errorf("note lost sums: %w", err)
+		}
+		delete(d.losses.byEdge, key)
 		d.losses.alone = d.losses.alone[1:]
 	}
 	entries := d.objects.Lost.Iterate()

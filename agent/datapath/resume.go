@@ -116,13 +116,9 @@ func (d *Datapath) Rollback() error {
 	if !d.resumed {
 		return d.detach()
 	}
-	if d.carry != nil {
-		d.keep = true
-		return errors.New("there is no way back to the programs before: their maps have another layout")
-	}
-	if d.ring.mixed {
+	if d.carry != nil || d.ring.mixed || d.committed {
 		d.keep = true // nothing is taken off that somebody's policies are in
-		return errors.New("there is no way back to the programs before: they write to a ring of another size")
+		return errors.New("there is no way back to the programs before, which work with other maps: these stay")
 	}
 	errs := []error{d.mesh.rollback()}
 	for i := len(d.links) - 1; i >= 0; i-- {
@@ -140,6 +136,7 @@ func (d *Datapath) Rollback() error {
 
 // Commit lets go of the programs that were attached before: there is no way back.
 func (d *Datapath) Commit() error {
+	d.committed = true
 	errs := []error{d.mesh.commit()}
 	for i := range d.links {
 		if p := d.links[i].previous; p != nil {

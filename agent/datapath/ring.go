@@ -138,6 +138,10 @@ func (p *pins) otherRing(set string, spec *ebpf.CollectionSpec) (size uint32, di
 func (p *pins) resizeRing(set string, spec *ebpf.CollectionSpec) error {
 	dir := filepath.Join(p.dir, set)
 	at := func(name string) string { return filepath.Join(dir, mapPrefix+name) }
+	// Who unpinned the last ring that was of another layout may have ended before this.
+	if err := removeMap(at(beforeFormats(ringBefore))); err != nil {
+		return err
+	}
 	// Noted first: from the first rename on programs are attached that write to what is then the ring before.
 	if err := setMixed(at("ledger")); err != nil {
 		return err
@@ -229,6 +233,9 @@ const (
 // setMixed notes in a ledger that programs write to a ring that is not the newest.
 func setMixed(path string) error {
 	return withLedger(path, func(m *ebpf.Map, l *bpf.Ledger) error {
+		if l.NextBase != 0 { // there is no ring before this one, so who took the last one away ended then
+			l.RingBase, l.NextBase = l.NextBase, 0
+		}
 		l.Mixed = 1
 		return m.Put(uint32(0), l)
 	})
@@ -283,9 +290,15 @@ func (d *Datapath) openBefore() error {
 		if name != bpf.EventsMap {
 			formats = beforeFormats(name)
 		}
-		b.Translate, err = d.recordTranslation(filepath.Join(set, mapPrefix+formats), filepath.Join(set, mapPrefix+formatsMap))
-		if err != nil {
-			return errors.Join(err, m.Close())
+		// One that has none of its own has those of its set.
+		path := filepath.Join(set, mapPrefix+formats)
+		if c := d.carry; !exists(path) && c != nil && !c.arrived {
+			path = filepath.Join(set, mapPrefix+formatsMap)
+		}
+		if exists(path) {
+			if b.Translate, err = d.recordTranslation(path); err != nil {
+				return errors.Join(err, m.Close())
+			}
 		}
 		if c := d.carry; name == bpf.EventsMap {
 			_, b.name = d.pins.ringsBefore(c.set)
@@ -296,12 +309,9 @@ func (d *Datapath) openBefore() error {
 	return nil
 }
 
-// recordTranslation is for a ring whose records are made of what a pinned map says; if it is not there, of what another one does, which is that of its set.
-func (d *Datapath) recordTranslation(path, otherwise string) (func([]byte) []byte, error) {
+// recordTranslation is for a ring whose records are made of what a pinned map says.
+func (d *Datapath) recordTranslation(path string) (func([]byte) []byte, error) {
 	old, err := openOther(path)
-	if errors.Is(err, os.ErrNotExist) {
-		old, err = openOther(otherwise)
-	}
 	if err != nil {
 		return nil, err
 	}
@@ -339,7 +349,10 @@ func (d *Datapath) DropRingBefore(base uint64) error {
 		return err
 	}
 	d.ring.before = d.ring.before[1:]
-	return errors.Join(removeMap(filepath.Join(d.pins.set, mapPrefix+beforeFormats(first.name))), first.Ring.Close())
+	// It is gone, whatever becomes of these.
+	_ = removeMap(filepath.Join(d.pins.set, mapPrefix+beforeFormats(first.name)))
+	_ = first.Ring.Close()
+	return nil
 }
 
 // Mixed says that programs were attached before Attach that write to RingBefore, or to other maps of before: some of them may do so until their place is

@@ -48,14 +48,7 @@ func TestLayoutChanges(t *testing.T) {
 			t.Errorf("sets of pins, one after the other: %v", sets)
 		}
 	}
-	w.check()
-	w.state = filepath.Join(filepath.Dir(w.access), "state")
-	w.idle()
-	w.dump()
-	w.stop()
-	if _, err := os.Stat(w.pins); err != nil {
-		t.Errorf("what is pinned: %v", err)
-	}
+	w.finish()
 }
 
 // TestLayoutChangeInterrupted kills an agent that changes the layout after some of its steps, or all of them if SIDELIGHT_TEST_RESTARTS is set. The next one gets to the end; one of the layout before does either
@@ -98,10 +91,7 @@ func TestLayoutChangeInterrupted(t *testing.T) {
 	if next < 30 {
 		t.Errorf("%d steps", next)
 	}
-	w.check()
-	w.state = filepath.Join(filepath.Dir(w.access), "state")
-	w.idle()
-	w.stop()
+	w.finish()
 }
 
 // interrupted starts an agent that is killed at a step, and kills it if there is none of that number. It tells which.
@@ -155,6 +145,8 @@ func TestLayoutChangeHolds(t *testing.T) {
 		writeFile(t, file, fmt.Sprintf("%s\nmesh: {max_backends: %d, max_limits: %d}\n", noBudget, backends, backends))
 		return file
 	}
+	policySized := filepath.Join(t.TempDir(), "policies.yaml")
+	writeFile(t, policySized, noBudget+"\nmesh: {max_policy_entries: 100000}\n")
 	mesh := []string{"--mesh", w.file}
 	l.startOf(program, mesh...)
 	w.agent = l.agent
@@ -176,6 +168,7 @@ func TestLayoutChangeHolds(t *testing.T) {
 		{"larger maps", program, append(mesh, "--config", sized(100000))},
 		{"larger maps of another layout", other, append(mesh, "--config", sized(200000))},
 		{"smaller maps keep their room", program, append(mesh, "--config", sized(1000))},
+		{"room for policies only", program, append(mesh, "--config", policySized)},
 	} {
 		l.stop()
 		full(way.name + ", without an agent")
@@ -199,6 +192,33 @@ func TestLayoutChangeHolds(t *testing.T) {
 		t.Errorf("of 10 connections: %+v", r)
 	}
 	l.stop()
+}
+
+// TestLayoutChangeVerdicts gives policies more room, and changes their layout: counts of verdicts go on.
+func TestLayoutChangeVerdicts(t *testing.T) {
+	w := newRestartWorld(t, restartMesh(0))
+	other := otherLayoutProgram(t)
+	sized := filepath.Join(t.TempDir(), "sized.yaml")
+	writeFile(t, sized, noBudget+"\nmesh: {max_policy_entries: 100000}\n")
+	w.restart()
+	check := func(when string) {
+		t.Helper()
+		w.both(func() {})
+		eventually(t, when, func() error {
+			// What is left over of a connection that has ended is judged as well, and dropped without a word.
+			want := uint64(w.denied) + w.audit().Kernel.Strays
+			return w.wants(map[string]uint64{`sidelight_policy_verdicts_total{verdict="deny"}`: want})()
+		})
+	}
+	check("first")
+	w.stop()
+	w.startOf(program, "--config", sized)
+	check("more room")
+	w.stop()
+	w.startOf(other, "--config", sized)
+	check("other layout")
+	w.check()
+	w.stop()
 }
 
 // TestLayoutChangeOfMesh starts agents with a mesh and without one over the same data path: connections are followed throughout.

@@ -87,6 +87,20 @@ func (w *restartWorld) check() {
 	w.linesOnce(want)
 }
 
+// finish checks, wants nothing held and no drift, and stops the agent: what is pinned stays.
+func (w *restartWorld) finish() {
+	t := w.web.t
+	t.Helper()
+	w.check()
+	w.state = filepath.Join(filepath.Dir(w.access), "state")
+	w.idle()
+	w.dump()
+	w.stop()
+	if _, err := os.Stat(w.pins); err != nil {
+		t.Errorf("what is pinned: %v", err)
+	}
+}
+
 // TestMeshRestarts starts, stops, kills and replaces agents under load in random order: no connect fails that should not, nobody gets through who should
 // not, and everything is counted and logged once.
 func TestMeshRestarts(t *testing.T) {
@@ -185,14 +199,7 @@ func TestMeshRestarts(t *testing.T) {
 			}
 		})
 	}
-	w.check()
-	w.state = filepath.Join(filepath.Dir(w.access), "state")
-	w.idle()
-	w.dump()
-	w.stop()
-	if _, err := os.Stat(w.pins); err != nil {
-		t.Errorf("what is pinned: %v", err)
-	}
+	w.finish()
 }
 
 // TestRollback starts a version that does not work: the programs before it are put back, and the next agent goes on.

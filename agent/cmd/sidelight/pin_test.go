@@ -22,10 +22,7 @@ func TestPinFaults(t *testing.T) {
 	p.connect(5)
 	l.refused(fmt.Sprintf("process %d, attends to %s", l.cmd.Process.Pid, l.pins))
 	// Who could not go on with it does not take it over.
-	mesh := filepath.Join(t.TempDir(), "mesh.yaml")
-	writeFile(t, mesh, serviceYAML("shop", 1, ""))
 	elsewhere := newCgroup(t)
-	l.refused("another layout", "--takeover", "--mesh", mesh)
 	l.refused("and not to "+elsewhere, "--takeover", "--cgroup", elsewhere)
 	l.refused("open access log", "--takeover", "--access-log", "/nowhere/access.log")
 	l.stop()
@@ -76,8 +73,29 @@ func TestPinFaults(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// Another layout, another cgroup, a place that is no bpffs, and one that does not exist.
-	l.refused("another layout", "--mesh", mesh)
+	// Another layout, of a version that does not say what its records are made of.
+	mesh := filepath.Join(t.TempDir(), "mesh.yaml")
+	writeFile(t, mesh, serviceYAML("shop", 1, ""))
+	formats := filepath.Join(l.set(), "map-formats")
+	said, err := ebpf.LoadPinnedMap(formats, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer said.Close()
+	if err := os.Remove(formats); err != nil {
+		t.Fatal(err)
+	}
+	l.refused("cannot be carried over: it has no map formats", "--mesh", mesh)
+	again, err := said.Clone()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if err := again.Pin(formats); err != nil {
+		t.Fatal(err)
+	}
+
+	// Another cgroup, a place that is no bpffs, and one that does not exist.
 	l.refused("and not to "+elsewhere, "--cgroup", elsewhere)
 	l.refused("it is not in a bpffs", "--pin-directory", filepath.Join(t.TempDir(), "pins"))
 	l.refused("look at /nowhere", "--pin-directory", "/nowhere/pins")

@@ -241,12 +241,12 @@ func (s *succession) readLog(path string) error {
 	if err != nil {
 		return fmt.Errorf("read the end of the access log: %w", err)
 	}
-	ring := s.n.datapath.Ring().MaxEntries()
+	ring := int64(s.n.datapath.Ring().MaxEntries())
 	before, _ := s.n.datapath.RingsBefore()
 	for _, b := range before {
-		ring += b.Ring.MaxEntries()
+		ring += int64(b.Ring.MaxEntries())
 	}
-	return s.readLines(current, max(0, info.Size()-100*int64(ring)))
+	return s.readLines(current, max(0, info.Size()-100*ring))
 }
 
 func sameFile(a, b *os.File) (bool, error) {

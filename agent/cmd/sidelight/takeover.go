@@ -131,7 +131,10 @@ func (n *node) commit(ctx context.Context) error {
 	defer cancel()
 	// Who is told to stop meanwhile has not failed.
 	if err := n.works(within); err != nil && ctx.Err() == nil {
-		return errors.Join(fmt.Errorf("this version does not work, the programs before it are put back: %w", err), n.datapath.Rollback())
+		if back := n.datapath.Rollback(); back != nil {
+			return errors.Join(fmt.Errorf("this version does not work: %w", err), back)
+		}
+		return fmt.Errorf("this version does not work, the programs before it are put back: %w", err)
 	}
 	return n.datapath.Commit()
 }
