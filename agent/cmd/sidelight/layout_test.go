@@ -30,11 +30,7 @@ func TestLayoutChanges(t *testing.T) {
 	other := otherLayoutProgram(t)
 	w.restart()
 	var sets []string
-	rounds := 2
-	if !hasSource() { // a machine of the kernel matrix is slow
-		rounds = 1
-	}
-	for range rounds {
+	for range 2 {
 		for _, program := range []string{other, program} {
 			w.both(func() {
 				w.stop()
