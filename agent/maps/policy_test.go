@@ -186,6 +186,7 @@ func TestPoliciesAreIstios(t *testing.T) {
 				cases++
 				verdicts[have]++
 			}
+			explained(t, r, seed, server, set, source, p)
 		}
 		noDrift(t, r, mesh)
 	}
@@ -193,6 +194,21 @@ func TestPoliciesAreIstios(t *testing.T) {
 		if verdicts[v] < cases/20 {
 			t.Errorf("of %d cases %d had verdict %d: too few to say anything", cases, verdicts[v], v)
 		}
+	}
+}
+
+// explained holds what is explained against what is judged.
+func explained(t *testing.T, r *Reconciler, seed uint64, server *model.Workload, set, source uint32, p peer) {
+	t.Helper()
+	have, err := r.explainPolicy(r.workloads[workloadKey{name: server.Name}].index, source, p.address, p.port)
+	switch want := judge(r.m, set, source, p, false); {
+	case err != nil:
+		t.Fatal(err)
+	case set == 0 && have == nil:
+	case have == nil || have.Open || (have.Verdict == "deny") != (want == bpf.VerdictDeny):
+		t.Fatalf("seed %d, %v to %v: verdict %d, explained as %+v", seed, p, server.Name, want, have)
+	case want == bpf.VerdictAllow && have.Rule == "":
+		t.Fatalf("seed %d, %v to %v: allowed by a rule, explained as %+v", seed, p, server.Name, have)
 	}
 }
 

@@ -60,7 +60,7 @@ func rootCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return inputError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
-	root.AddCommand(runCommand(), recordCommand(), replayCommand(), demoCommand(), auditCommand(), meshCommand(), checkCommand(), uninstallCommand(), versionCommand())
+	root.AddCommand(runCommand(), recordCommand(), replayCommand(), demoCommand(), auditCommand(), meshCommand(), whyCommand(), checkCommand(), uninstallCommand(), versionCommand())
 	root.AddCommand(demoCommands()...)
 	for _, cmd := range root.Commands() {
 		cmd.Args = input(cmd.Args)

@@ -121,6 +121,17 @@ func TestReadmeCommands(t *testing.T) {
 					}
 				}
 				a.stop()
+			case strings.HasPrefix(command, "sudo ./bin/sidelight why "):
+				config := writeConfig(t)
+				a := startAgent(t, newCgroup(t), "--config", config, "--mesh", mesh)
+				args := append(strings.Fields(command)[2:], "--state-directory", filepath.Join(filepath.Dir(config), "state"))
+				out := runIn(t, root, append([]string{program}, args...)...)
+				for _, want := range []string{"shop/web", "shop/cart-1", "allow by allow shop/cart rule 0", "outcome"} {
+					if !strings.Contains(out, want) {
+						t.Errorf("it lacks %q: %s", want, out)
+					}
+				}
+				a.stop()
 			case command == "sudo ./bin/sidelight uninstall":
 				l := newLasting(t, newCgroup(t))
 				l.restart()

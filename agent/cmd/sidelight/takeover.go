@@ -90,6 +90,7 @@ func (n *node) controlHandler() http.Handler {
 		n.asked.Do(func() { close(n.handover) })
 		fmt.Fprintln(w, "handing over")
 	})
+	mux.HandleFunc("GET "+whyPath, n.serveWhy)
 	if n.mesh != nil {
 		mux.Handle("/", n.mesh.handler())
 	}
