@@ -6,6 +6,8 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.buildVersion=$(VERSION)
 GOLANGCI := v2.12.0
 VICTORIALOGS := v1.43.1
+# The builder, and the parts of otel-config/builder.yaml.
+OTELCOL := v0.159.0
 BENCHSTAT := v0.0.0-20260908200009-22c9c6c9d4da
 # Tools that are built from source, outside the work tree.
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sidelight-tools
@@ -105,6 +107,30 @@ victoria-logs: ## build the VictoriaLogs that a test of the log panels runs, if 
 $(TOOLS)/victoria-logs-$(VICTORIALOGS): dashboards/backends/victorialogs/go.mod
 	mkdir -p $(TOOLS)
 	cd dashboards/backends/victorialogs && GOFLAGS= CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ github.com/VictoriaMetrics/VictoriaLogs/app/victoria-logs
+
+# The builder resolves all versions from those in the manifest, so without the module proxy there is none.
+.PHONY: otel-collector
+otel-collector: ## build the collector of otel-config/builder.yaml and what its tests send to, if they can be had
+	@$(MAKE) --no-print-directory build-otel-collector || echo 'skipped: the collector of otel-config/builder.yaml cannot be built here, the tests that run it are left out'
+	@$(MAKE) --no-print-directory build-otel-backends || echo 'skipped: otel-config/backends cannot be built here, the tests that need them are left out'
+
+# Always: the receiver in it is that of this work tree. Go builds anew what changed.
+.PHONY: build-otel-collector
+build-otel-collector: $(TOOLS)/otel-builder-$(OTELCOL)
+	rm -f $(TOOLS)/otel-collector-$(OTELCOL)/otelcol-sidelight
+	mkdir -p $(TOOLS)/otel-collector-$(OTELCOL)
+	env dist.output_path=$(TOOLS)/otel-collector-$(OTELCOL) GOFLAGS=-buildvcs=false $< --config otel-config/builder.yaml
+
+.PHONY: build-otel-backends
+build-otel-backends:
+	rm -f $(TOOLS)/otel-backends
+	mkdir -p $(TOOLS)
+	cd otel-config/backends && GOFLAGS=-buildvcs=false CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(TOOLS)/otel-backends .
+
+$(TOOLS)/otel-builder-$(OTELCOL):
+	mkdir -p $(TOOLS)
+	GOBIN=$(TOOLS) GOFLAGS= CGO_ENABLED=0 go install -trimpath -ldflags '-s -w' go.opentelemetry.io/collector/cmd/builder@$(OTELCOL)
+	mv $(TOOLS)/builder $@
 
 dashboards/gen/node_modules/.package-lock.json: dashboards/gen/package-lock.json
 	cd dashboards/gen && npm ci --no-audit --no-fund
