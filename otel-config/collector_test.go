@@ -156,26 +156,12 @@ func (p *process) lines() []string {
 // freeAddress returns an address of this host that nobody listens on, and that no client gets before a server does.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	return freeAddressAt(t, fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(254), rand.IntN(255), 1+rand.IntN(254)))
-}
-
-func freeAddressAt(t *testing.T, host string) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	listener, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 1+rand.IntN(254), rand.IntN(255), 1+rand.IntN(254)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer listener.Close()
 	return listener.Addr().String()
-}
-
-func portOf(t *testing.T, address string) string {
-	t.Helper()
-	_, port, err := net.SplitHostPort(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
 }
 
 func listens(address string) bool {
@@ -205,10 +191,17 @@ type gateway struct {
 // startGateway runs an example of the directory gateway as it is, with addresses of this host. Arguments come after it, as in "--set".
 func startGateway(t *testing.T, example string, env map[string]string, args ...string) *gateway {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("runs collectors")
+	}
 	g := &gateway{address: freeAddress(t)}
 	health := freeAddress(t)
+	host, port, err := net.SplitHostPort(freeAddress(t))
+	if err != nil {
+		t.Fatal(err)
+	}
 	all := map[string]string{
-		"GATEWAY_LISTEN": g.address, "HEALTH_LISTEN": health, "STATE_DIRECTORY": t.TempDir(), "GATEWAY_METRICS_PORT": portOf(t, freeAddressAt(t, "127.0.0.1")),
+		"GATEWAY_LISTEN": g.address, "HEALTH_LISTEN": health, "GATEWAY_METRICS_HOST": host, "GATEWAY_METRICS_PORT": port, "STATE_DIRECTORY": t.TempDir(),
 	}
 	maps.Copy(all, env)
 	g.process = startProcess(t, all, collectorProgram(t), append([]string{"--config", "file:" + filepath.Join("gateway", example)}, args...)...)

@@ -104,6 +104,7 @@ func (a agentOf) tell(t *testing.T, kind ptrace.SpanKind, traces []pcommon.Trace
 // TestFleet has two agents that each tell one end of the same connections to balancers of their own: both ends meet at one sampler, which
 // decides for both. A replay goes the same way.
 func TestFleet(t *testing.T) {
+	t.Parallel()
 	prometheus := startPrometheus(t)
 	samplers := []*sampler{startSampler(t, prometheus), startSampler(t, prometheus)}
 	balancers := []*gateway{startBalancer(t, samplers...), startBalancer(t, samplers...)}

@@ -98,7 +98,7 @@ func startPrometheus(t *testing.T) prometheus {
 	t.Helper()
 	p := prometheus{freeAddress(t)}
 	startProcess(t, nil, backendsProgram(t), "prometheus", p.address)
-	eventually(t, "Prometheus", 10*time.Second, func() bool {
+	eventually(t, "Prometheus", 60*time.Second, func() bool {
 		response, err := http.Get("http://" + p.address + "/series")
 		if err != nil {
 			return false
@@ -185,6 +185,7 @@ func ownMetrics(t *testing.T) map[string]float64 {
 // TestGatewayToGrafana sends a recording through an agent and the gateway. What arrives at Prometheus is what the agent's own /metrics
 // has, what arrives at Loki and Tempo is the access log.
 func TestGatewayToGrafana(t *testing.T) {
+	t.Parallel()
 	prometheus, loki, tempo := startPrometheus(t), startBackend(t, "http"), startBackend(t, "grpc")
 	g := startGateway(t, "grafana.yaml", map[string]string{
 		"PROMETHEUS_REMOTE_WRITE": "http://" + prometheus.address + "/api/v1/write",
@@ -194,7 +195,7 @@ func TestGatewayToGrafana(t *testing.T) {
 	replay(t, "agent-to-gateway.yaml", map[string]string{"SIDELIGHT_GATEWAY": "http://" + g.address, "SIDELIGHT_GATEWAY_INSECURE": "true"})
 	want := len(accessLog(t))
 	// What an exporter has not read of its queue on disk when it is stopped stays there.
-	eventually(t, "records", 20*time.Second, func() bool { return loki.logs.LogRecordCount() >= want && tempo.traces.SpanCount() >= want })
+	eventually(t, "records", 60*time.Second, func() bool { return loki.logs.LogRecordCount() >= want && tempo.traces.SpanCount() >= want })
 	if err := g.stop(); err != nil { // hands on the metrics that it has
 		t.Fatalf("%v: %s", err, g.said())
 	}
@@ -224,6 +225,7 @@ func TestGatewayToGrafana(t *testing.T) {
 
 // TestAgentOnly sends each signal from the agent to its own backend.
 func TestAgentOnly(t *testing.T) {
+	t.Parallel()
 	prometheus, loki, tempo := startBackend(t, "http"), startBackend(t, "http"), startBackend(t, "grpc")
 	replay(t, "agent-only.yaml", map[string]string{
 		"PROMETHEUS_OTLP": "http://" + prometheus.address + "/v1/metrics",
@@ -238,9 +240,10 @@ func TestAgentOnly(t *testing.T) {
 
 // TestGatewayToKafka reads what arrives in the topics as OTLP.
 func TestGatewayToKafka(t *testing.T) {
+	t.Parallel()
 	address := freeAddress(t)
 	kafka := startProcess(t, nil, backendsProgram(t), "kafka", address, "sidelight.metrics", "sidelight.logs", "sidelight.traces")
-	eventually(t, "Kafka", 10*time.Second, func() bool { return listens(address) })
+	eventually(t, "Kafka", 60*time.Second, func() bool { return listens(address) })
 	g := startGateway(t, "kafka.yaml", map[string]string{"KAFKA_BROKER": address})
 	replay(t, "agent-to-gateway.yaml", map[string]string{"SIDELIGHT_GATEWAY": "http://" + g.address, "SIDELIGHT_GATEWAY_INSECURE": "true"})
 	var logs []plog.Logs
@@ -280,7 +283,7 @@ func TestGatewayToKafka(t *testing.T) {
 		}
 	}
 	want := len(accessLog(t))
-	eventually(t, "messages", 20*time.Second, func() bool {
+	eventually(t, "messages", 60*time.Second, func() bool {
 		read()
 		return points > 0 && len(logRecords(t, logs)) >= want && len(spans(t, traces)) >= want
 	})
@@ -289,6 +292,7 @@ func TestGatewayToKafka(t *testing.T) {
 
 // TestGatewayKeepsWhatItTook stops the gateway while its backends are away: what the agent was told is taken arrives after the next start.
 func TestGatewayKeepsWhatItTook(t *testing.T) {
+	t.Parallel()
 	loki, tempo, state := freeAddress(t), freeAddress(t), t.TempDir()
 	env := map[string]string{
 		"PROMETHEUS_REMOTE_WRITE": "http://" + freeAddress(t) + "/api/v1/write", "LOKI_OTLP": "http://" + loki + "/v1/logs", "TEMPO_OTLP": tempo,
@@ -302,7 +306,7 @@ func TestGatewayKeepsWhatItTook(t *testing.T) {
 	logs, traces := startBackendAt(t, "http", loki), startBackendAt(t, "grpc", tempo)
 	g = startGateway(t, "grafana.yaml", env)
 	want := len(accessLog(t))
-	eventually(t, "records from the disk", 30*time.Second, func() bool { return logs.logs.LogRecordCount() >= want && traces.traces.SpanCount() >= want })
+	eventually(t, "records from the disk", 60*time.Second, func() bool { return logs.logs.LogRecordCount() >= want && traces.traces.SpanCount() >= want })
 	checkRecords(t, logRecords(t, logs.logs.AllLogs()), spans(t, traces.traces.AllTraces()))
 	if err := g.stop(); err != nil {
 		t.Fatalf("%v: %s", err, g.said())

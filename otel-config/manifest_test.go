@@ -3,6 +3,7 @@ package otelconfig_test
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -181,5 +182,59 @@ func TestReceiverOutsideTheAgent(t *testing.T) {
 	out, err := cmd.CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "no source of connections in this process; run it inside sidelight") {
 		t.Errorf("%v, want the receiver to refuse: %s", err, out)
+	}
+}
+
+// offered matches a line that is commented out.
+var offered = regexp.MustCompile(`(?m)^( *)# ( *[a-z_]+:(?: .*)?)$`)
+
+// TestCollectorTakesWhatCommentsOffer validates examples with what stands in their comments.
+func TestCollectorTakesWhatCommentsOffer(t *testing.T) {
+	program := collectorProgram(t)
+	_, gateway := examples(t)
+	found := 0
+	for _, file := range append(gateway, "agent-to-gateway.yaml") {
+		t.Run(file, func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found += len(offered.FindAll(text, -1))
+			whole := filepath.Join(t.TempDir(), "whole.yaml")
+			if err := os.WriteFile(whole, offered.ReplaceAll(text, []byte("$1$2")), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.Command(program, "validate", "--config", "file:"+whole)
+			cmd.Env = environment(map[string]string{"KAFKA_PASSWORD": "secret"})
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
+	}
+	if found < 10 {
+		t.Errorf("comments offer %d lines, want more", found)
+	}
+}
+
+// TestReadmeNamesVariables wants each variable that an example reads in the table of README.md.
+func TestReadmeNamesVariables(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent, gateway := examples(t)
+	for _, file := range slices.Concat(agent, gateway) {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(readme), "("+file+")") {
+			t.Errorf("README.md does not name %s", file)
+		}
+		for _, m := range regexp.MustCompile(`\$\{env:(\w+)`).FindAllSubmatch(text, -1) {
+			if !strings.Contains(string(readme), "`"+string(m[1])+"`") {
+				t.Errorf("README.md does not name %s of %s", m[1], file)
+			}
+		}
 	}
 }
