@@ -1,6 +1,7 @@
 package otelconfig_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -17,6 +18,7 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 	"go.opentelemetry.io/collector/pdata/plog"
+	"go.opentelemetry.io/collector/pdata/plog/plogotlp"
 	"go.opentelemetry.io/collector/pdata/pmetric"
 	"go.opentelemetry.io/collector/pdata/ptrace"
 )
@@ -310,5 +312,52 @@ func TestGatewayKeepsWhatItTook(t *testing.T) {
 	checkRecords(t, logRecords(t, logs.logs.AllLogs()), spans(t, traces.traces.AllTraces()))
 	if err := g.stop(); err != nil {
 		t.Fatalf("%v: %s", err, g.said())
+	}
+}
+
+// TestGatewayRefusesWhatItHasNoRoomFor fills the queue of a gateway whose backend is away. What it refuses is the agent's still, and what it took
+// arrives: each line once.
+func TestGatewayRefusesWhatItHasNoRoomFor(t *testing.T) {
+	t.Parallel()
+	loki := freeAddress(t)
+	g := startGateway(t, "grafana.yaml", map[string]string{
+		"PROMETHEUS_REMOTE_WRITE": "http://" + freeAddress(t) + "/api/v1/write", "LOKI_OTLP": "http://" + loki + "/v1/logs", "TEMPO_OTLP": freeAddress(t),
+	}, "--set", "exporters::otlp_http/loki::sending_queue::queue_size=200", "--set", "exporters::otlp_http/loki::retry_on_failure::max_interval=1s")
+	agent := connect(t, g.address)
+	lines := func(request int) plogotlp.ExportRequest {
+		logs := plog.NewLogs()
+		records := logs.ResourceLogs().AppendEmpty().ScopeLogs().AppendEmpty().LogRecords()
+		for i := range 50 {
+			records.AppendEmpty().Attributes().PutStr("log.record.uid", fmt.Sprintf("%d-%d", request, i))
+		}
+		return plogotlp.NewExportRequestFromLogs(logs)
+	}
+	const requests = 12
+	var refused []int
+	for i := range requests {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		if _, err := agent.logs.Export(ctx, lines(i)); err != nil {
+			refused = append(refused, i)
+		}
+		cancel()
+	}
+	if len(refused) == 0 || len(refused) == requests {
+		t.Fatalf("%d of %d requests were refused, want those that the queue has no room for", len(refused), requests)
+	}
+	backend := startBackendAt(t, "http", loki)
+	for _, i := range refused {
+		if _, err := agent.logs.Export(t.Context(), lines(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "lines", 60*time.Second, func() bool { return backend.logs.LogRecordCount() >= 50*requests })
+	if records := logRecords(t, backend.logs.AllLogs()); len(records) != 50*requests {
+		t.Errorf("%d lines, want %d", len(records), 50*requests)
+	}
+	if err := g.stop(); err != nil {
+		t.Fatalf("%v: %s", err, g.said())
+	}
+	if records := logRecords(t, backend.logs.AllLogs()); len(records) != 50*requests {
+		t.Errorf("%d lines at the end, want %d", len(records), 50*requests)
 	}
 }
