@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"net"
 	"testing"
 	"time"
 
@@ -216,4 +217,21 @@ func traceID(t *testing.T, line map[string]any) (id pcommon.TraceID) {
 		t.Fatal(err)
 	}
 	return id
+}
+
+// TestFleetFindsSamplersByName runs the balancer as it is. An address is a name, too: that of one sampler, which here is a backend.
+func TestFleetFindsSamplersByName(t *testing.T) {
+	t.Parallel()
+	sampler := startBackend(t, "grpc")
+	host, port, err := net.SplitHostPort(sampler.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	balancer := startGateway(t, "fleet-balancer.yaml", map[string]string{"SAMPLER_HOST": host, "SAMPLER_PORT": port})
+	replay(t, "agent-to-gateway.yaml", map[string]string{"SIDELIGHT_GATEWAY": "http://" + balancer.address, "SIDELIGHT_GATEWAY_INSECURE": "true"})
+	want := len(accessLog(t))
+	eventually(t, "records", 60*time.Second, func() bool {
+		return sampler.logs.LogRecordCount() >= want && sampler.traces.SpanCount() >= want && sampler.metrics.DataPointCount() > 0
+	})
+	checkRecords(t, logRecords(t, sampler.logs.AllLogs()), spans(t, sampler.traces.AllTraces()))
 }

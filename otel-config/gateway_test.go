@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -360,4 +361,24 @@ func TestGatewayRefusesWhatItHasNoRoomFor(t *testing.T) {
 	if records := logRecords(t, backend.logs.AllLogs()); len(records) != 50*requests {
 		t.Errorf("%d lines at the end, want %d", len(records), 50*requests)
 	}
+}
+
+// TestGatewayWithoutClickHouse has the example do what it says where there is no ClickHouse; a real one could not be had.
+func TestGatewayWithoutClickHouse(t *testing.T) {
+	t.Parallel()
+	env := map[string]string{"CLICKHOUSE_ENDPOINT": "tcp://" + freeAddress(t) + "?dial_timeout=1s"}
+	t.Run("that makes tables", func(t *testing.T) {
+		cmd := exec.Command(collectorProgram(t), "--config", "file:gateway/clickhouse.yaml")
+		cmd.Env = environment(map[string]string{
+			"CLICKHOUSE_ENDPOINT": env["CLICKHOUSE_ENDPOINT"], "GATEWAY_LISTEN": freeAddress(t), "HEALTH_LISTEN": freeAddress(t), "STATE_DIRECTORY": t.TempDir(),
+			"GATEWAY_METRICS_PORT": "0",
+		})
+		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "create database") {
+			t.Errorf("%v, want it to end because it cannot create a database: %s", err, out)
+		}
+	})
+	t.Run("that does not", func(t *testing.T) {
+		g := startGateway(t, "clickhouse.yaml", env, "--set", "exporters::clickhouse::create_schema=false")
+		replay(t, "agent-to-gateway.yaml", map[string]string{"SIDELIGHT_GATEWAY": "http://" + g.address, "SIDELIGHT_GATEWAY_INSECURE": "true"})
+	})
 }
