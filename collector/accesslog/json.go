@@ -134,3 +134,19 @@ func appendEscaped(buf []byte, s string) []byte {
 	}
 	return buf
 }
+
+// AppendNames puts the names of both ends, which are the labels of metrics, at the end of a line that AppendLine made. They are no part of the access log:
+// they are for those who show it.
+func AppendNames(buf []byte, r *enrich.Record) []byte {
+	l := line{buf[:len(buf)-len("}\n")]}
+	for _, of := range [...]struct {
+		name, namespace string
+		w               *enrich.Workload
+	}{{"local.workload", "local.namespace", r.Identity.Local}, {"peer.workload", "peer.namespace", r.Identity.Peer}} {
+		l.String(of.name, of.w.Name)
+		if of.w.Namespace != "" {
+			l.String(of.namespace, of.w.Namespace)
+		}
+	}
+	return append(l.buf, '}', '\n')
+}
