@@ -9,6 +9,7 @@ import (
 	"io"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -48,6 +49,7 @@ type Options struct {
 type Datapath struct {
 	objects bpf.Objects
 	cgroup  Cgroup
+	linksMu sync.Mutex // of links, which are changed before others may ask, and when all is let go
 	links   []attached
 	trace   trace
 	losses  losses
@@ -67,6 +69,8 @@ type Datapath struct {
 	keep    bool // what is pinned stays when this process lets go
 	took    bool // Attach has begun
 	removed bool // what was pinned
+
+	listeners atomic.Uint64 // entries of the map at the last look
 }
 
 // attached is the link of a hook, and what was attached there before.
@@ -627,12 +631,7 @@ type ProgramStats struct {
 // costs every program of the machine some tens of nanoseconds a run; Runs is 0 where it never was.
 func (d *Datapath) ProgramStats() ([]ProgramStats, error) {
 	var all []ProgramStats
-	for _, p := range append(append(d.meshPrograms(), d.tracePrograms()...), []namedProgram{
-		{"mesh_connect4", d.either(d.objects.MeshConnect4, d.objects.MeshConnect4InMesh)},
-		{"mesh_connect6", d.either(d.objects.MeshConnect6, d.objects.MeshConnect6InMesh)},
-		{"mesh_sockops", d.either(d.objects.MeshSockops, d.objects.MeshSockopsInMesh)},
-		{sweepProgram, d.objects.MeshSweep},
-	}...) {
+	for _, p := range d.programs() {
 		stats, err := p.program.Stats()
 		if err != nil {
 			return nil, fmt.Errorf("read statistics of %s: %w", p.name, err)
@@ -640,6 +639,16 @@ func (d *Datapath) ProgramStats() ([]ProgramStats, error) {
 		all = append(all, ProgramStats{Name: p.name, Runs: stats.RunCount, Time: stats.Runtime})
 	}
 	return all, nil
+}
+
+// programs are those that run, or can.
+func (d *Datapath) programs() []namedProgram {
+	return append(append(d.meshPrograms(), d.tracePrograms()...), []namedProgram{
+		{"mesh_connect4", d.either(d.objects.MeshConnect4, d.objects.MeshConnect4InMesh)},
+		{"mesh_connect6", d.either(d.objects.MeshConnect6, d.objects.MeshConnect6InMesh)},
+		{"mesh_sockops", d.either(d.objects.MeshSockops, d.objects.MeshSockopsInMesh)},
+		{sweepProgram, d.objects.MeshSweep},
+	}...)
 }
 
 // Detach takes the programs off the cgroup, unless Keep was called: then they stay where they are. What is in the ring stays readable until Close. Safe

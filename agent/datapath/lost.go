@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 
@@ -18,6 +19,7 @@ type losses struct {
 	totals  map[uint32]bpf.Lost
 	// alone are what is in byEdge of keys that are not in the kernel's map: sums that came from one of another layout.
 	alone []bpf.LostKey
+	known atomic.Uint64 // how many are in byEdge, for others than the reader
 }
 
 // Losses returns what connections added up to since the last call whose last event found no room in the ring. While nothing is
@@ -86,6 +88,7 @@ func (d *Datapath) Losses() ([]connection.Loss, error) {
 			}
 		}
 	}
+	d.losses.known.Store(uint64(len(d.losses.byEdge)))
 	// What was counted before the reading is in it; what came meanwhile may be, and is looked for again.
 	d.losses.counted = account.Aggregated + account.Totalled
 	return found, nil
@@ -110,6 +113,7 @@ func (l *losses) resume(objects *bpf.Objects) error {
 	if err := entries.Err(); err != nil {
 		return fmt.Errorf("read what was read of lost sums: %w", err)
 	}
+	l.known.Store(uint64(len(l.byEdge)))
 	for index := range uint32(bpf.RoleCount) * uint32(bpf.ReasonCount) {
 		if err := objects.LostTotalsRead.Lookup(index, &sum); err != nil {
 			return fmt.Errorf("read what was read of lost totals: %w", err)

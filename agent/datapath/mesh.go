@@ -457,6 +457,11 @@ func (d *Datapath) ReapListeners() error {
 	if err := entries.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
 		return fmt.Errorf("read listeners: %w", err)
 	}
+	live := uint64(0)
+	for _, n := range counts {
+		live += uint64(n)
+	}
+	d.listeners.Store(live)
 	for _, key := range gone {
 		err := d.objects.Listeners.LookupAndDelete(&key, &value)
 		if err == nil && value.Refs != 0 { // taken up again meanwhile: see bpf/lib/listener.h

@@ -121,6 +121,8 @@ func (d *Datapath) Rollback() error {
 		return errors.New("there is no way back to the programs before, which work with other maps: these stay")
 	}
 	errs := []error{d.mesh.rollback()}
+	d.linksMu.Lock()
+	defer d.linksMu.Unlock()
 	for i := len(d.links) - 1; i >= 0; i-- {
 		l := d.links[i]
 		if !l.taken {
@@ -150,6 +152,8 @@ func (d *Datapath) Commit() error {
 // detach takes everything off, or if it is to be kept lets go of it.
 func (d *Datapath) detach() error {
 	errs := []error{d.trace.detach(d.keep), d.mesh.detach(d.keep)}
+	d.linksMu.Lock()
+	defer d.linksMu.Unlock()
 	for i := len(d.links) - 1; i >= 0; i-- {
 		l := d.links[i]
 		if d.pins != nil && !d.keep {

@@ -79,6 +79,7 @@ func apply(t testing.TB, r *Reconciler, s *model.Snapshot, h Health) *Mesh {
 
 func noDrift(t testing.TB, r *Reconciler, mesh *Mesh) {
 	t.Helper()
+	exactOccupancy(t, r)
 	lines, err := r.Drift(mesh)
 	if err != nil {
 		t.Fatal(err)

@@ -1,33 +1,48 @@
 package status
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// Control answers on a socket of the file system what is not for everybody who can connect to a port: only its owner may. Safe for concurrent use.
+// Control answers on a socket of the file system what is not for everybody who can connect to a port: only its owner may, and a group if it is given
+// one. Safe for concurrent use.
 type Control struct {
 	listener net.Listener
 	server   *http.Server
 }
 
+// NoGroup is for a socket that only its owner may connect to.
+const NoGroup = -1
+
+// InUseError says that another agent listens on a control socket.
+type InUseError struct{ Path string }
+
+func (e *InUseError) Error() string {
+	return fmt.Sprintf("listen on %s: another agent does; stop it, or give this one a state_directory of its own", e.Path)
+}
+
 // ListenControl makes the socket, and its directory if that is missing. One that was left by an agent which is gone is replaced; one that somebody
-// listens on is an error.
-func ListenControl(path string) (*Control, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+// listens on is an InUseError. Members of a group may connect too, unless it is NoGroup: they may go through the directory, and see nothing else in it.
+func ListenControl(path string, group int) (*Control, error) {
+	if err := makeDirectory(filepath.Dir(path), group); err != nil {
 		return nil, fmt.Errorf("make directory of the control socket: %w", err)
 	}
 	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		c.Close()
-		return nil, fmt.Errorf("listen on %s: another agent does; stop it, or give this one a state_directory of its own", path)
+		return nil, &InUseError{path}
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("remove an old control socket: %w", err)
@@ -40,14 +55,68 @@ func ListenControl(path string) (*Control, error) {
 		return nil, fmt.Errorf("listen on the control socket: %w", err)
 	}
 	listener.SetUnlinkOnClose(false)
-	err = os.Chmod(temporary, 0o600)
+	mode := os.FileMode(0o600)
+	if group != NoGroup {
+		mode, err = 0o660, os.Chown(temporary, -1, group) // root's own until then
+	}
+	if err == nil {
+		err = os.Chmod(temporary, mode)
+	}
 	if err == nil {
 		err = os.Rename(temporary, path)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("protect the control socket: %w", err), listener.Close(), os.Remove(temporary))
 	}
-	return &Control{listener: &unlinking{Listener: listener, path: path}, server: &http.Server{ReadHeaderTimeout: 10 * time.Second}}, nil
+	return &Control{
+		listener: &unlinking{Listener: listener, path: path},
+		server:   &http.Server{ReadHeaderTimeout: 10 * time.Second, ConnContext: withCaller},
+	}, nil
+}
+
+func makeDirectory(dir string, group int) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil || group == NoGroup {
+		return err
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if err := os.Chown(dir, -1, group); err != nil {
+		return err
+	}
+	return os.Chmod(dir, info.Mode().Perm()&^0o070|0o010)
+}
+
+type callerKey struct{}
+
+// withCaller keeps who connected: the kernel says so.
+func withCaller(ctx context.Context, c net.Conn) context.Context {
+	unixConn, ok := c.(*net.UnixConn)
+	if !ok {
+		return ctx
+	}
+	raw, err := unixConn.SyscallConn()
+	if err != nil {
+		return ctx
+	}
+	var caller *unix.Ucred
+	if err := raw.Control(func(fd uintptr) { caller, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil || caller == nil {
+		return ctx
+	}
+	return context.WithValue(ctx, callerKey{}, caller.Uid)
+}
+
+// OwnerOnly is a handler for root, and for who the agent runs as. Members of the group may look, and change nothing.
+func OwnerOnly(handler http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		uid, known := r.Context().Value(callerKey{}).(uint32)
+		if !known || uid != 0 && int(uid) != os.Geteuid() {
+			http.Error(w, "only its owner may ask this of an agent", http.StatusForbidden)
+			return
+		}
+		handler.ServeHTTP(w, r)
+	})
 }
 
 // unlinking removes the socket's file when it is closed.
@@ -81,6 +150,9 @@ func (c *Control) Serve(handler http.Handler) error {
 // Shutdown lets requests under way end, for as long as the context allows. Safe twice, and without Serve.
 func (c *Control) Shutdown(ctx context.Context) error {
 	err := c.server.Shutdown(ctx)
+	if err != nil {
+		err = errors.Join(err, c.server.Close()) // who still reads is cut
+	}
 	_ = c.listener.Close() // for one that never served; else it is closed already
 	return err
 }
@@ -90,6 +162,20 @@ const mostAnswer = 256 << 20
 
 // AskControl makes a GET request to an agent's control socket and returns the answer's text. An answer other than 200 is an error with its text.
 func AskControl(ctx context.Context, path, what string) ([]byte, error) {
+	body, err := FollowControl(ctx, path, what)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	text, err := io.ReadAll(io.LimitReader(body, mostAnswer))
+	if err != nil {
+		return nil, fmt.Errorf("read the agent's answer: %w", err)
+	}
+	return text, nil
+}
+
+// FollowControl does the same with an answer that goes on until the context ends. The caller closes it.
+func FollowControl(ctx context.Context, path, what string) (io.ReadCloser, error) {
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -102,15 +188,19 @@ func AskControl(ctx context.Context, path, what string) ([]byte, error) {
 	}
 	response, err := client.Do(request)
 	if err != nil {
-		return nil, fmt.Errorf("ask the agent: %w; name its state directory with --state-directory", err)
-	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(response.Body, mostAnswer))
-	if err != nil {
-		return nil, fmt.Errorf("read the agent's answer: %w", err)
+		return nil, fmt.Errorf("ask the agent: %w; %s", err, remedy(err))
 	}
 	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("ask the agent: %s: %s", response.Status, text)
+		defer response.Body.Close()
+		text, _ := io.ReadAll(io.LimitReader(response.Body, 64<<10))
+		return nil, fmt.Errorf("ask the agent: %s: %s", response.Status, bytes.TrimSpace(text))
 	}
-	return text, nil
+	return response.Body, nil
+}
+
+func remedy(err error) string {
+	if errors.Is(err, fs.ErrPermission) {
+		return "only root may, or the members of its control_group"
+	}
+	return "name its state directory with --state-directory"
 }
