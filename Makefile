@@ -20,6 +20,10 @@ help: ## list the targets
 build: ## build bin/sidelight
 	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/sidelight ./agent/cmd/sidelight
 
+.PHONY: man
+man: ## write man pages to bin/man
+	CGO_ENABLED=0 go run -ldflags '$(LDFLAGS)' -tags sidelight_man ./agent/cmd/sidelight man bin/man
+
 .PHONY: demo
 demo: build ## build, then run the main job on a little world of its own (root)
 	./bin/sidelight demo $(DEMO_FLAGS)

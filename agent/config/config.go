@@ -31,6 +31,8 @@ type Config struct {
 	// StateDirectory holds the queue of data that waits for an OTLP backend, the control socket, and what one agent leaves the next beside what is
 	// pinned.
 	StateDirectory string `yaml:"state_directory"`
+	// ControlGroup is the group, by name or number, whose members may look at the agent through its control socket as root may; empty: nobody else.
+	ControlGroup string `yaml:"control_group"`
 	// PinDirectory is where in a bpffs programs and maps are pinned, so that they outlive the agent; off: they end with it.
 	PinDirectory string `yaml:"pin_directory"`
 	// OnExit is what becomes of what is pinned when the agent is told to stop: keep, remove, or auto, which keeps a mesh and removes what only

@@ -35,6 +35,8 @@ type Options struct {
 	Sinks []Sink
 	// Finished get the records of connections that ended, and no others, in batches that they may keep.
 	Finished []Sink
+	// Wanted, if set, says whether Finished want anything now: while they do not nothing is copied for them. It is asked for each batch.
+	Wanted func() bool
 	// Losses returns what was lost since its last call. It is asked whenever the ring was read; nil if nothing can be lost.
 	Losses func() ([]connection.Loss, error)
 	// LossSinks get what Losses returns.
@@ -175,7 +177,7 @@ func (p *Pipeline) handOn() {
 
 // finished copies those of the batch that are of connections that ended. What waits for a log holds no others, nor room for them.
 func (p *Pipeline) finished() []enrich.Record {
-	if p.closes == 0 || len(p.options.Finished) == 0 {
+	if p.closes == 0 || len(p.options.Finished) == 0 || p.options.Wanted != nil && !p.options.Wanted() {
 		return nil
 	}
 	finished := make([]enrich.Record, 0, p.closes)

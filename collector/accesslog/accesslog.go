@@ -18,8 +18,8 @@ import (
 	"github.com/sidelight-mesh/sidelight/collector/queue"
 )
 
-// queueRecords is how many records may wait for a slow disk or pipe: some seconds of a busy node.
-const queueRecords = 1 << 16
+// QueueRecords is how many records may wait for a slow disk or pipe: some seconds of a busy node.
+const QueueRecords = 1 << 16
 
 // writeBytes is how much is collected before a write.
 const writeBytes = 64 << 10
@@ -50,7 +50,7 @@ type Log struct {
 
 // Open opens a log: "stdout", "stderr", or a file to append to, which is made if need be.
 func Open(target string, boot attribute.Boot) (*Log, error) {
-	l := &Log{queue: queue.NewFair(queueRecords), boot: boot}
+	l := &Log{queue: queue.NewFair(QueueRecords), boot: boot}
 	switch target {
 	case "stdout":
 		l.out = os.Stdout
@@ -67,7 +67,7 @@ func Open(target string, boot attribute.Boot) (*Log, error) {
 
 // NewWriter returns a log that writes to w.
 func NewWriter(w io.Writer, boot attribute.Boot) *Log {
-	return &Log{queue: queue.NewFair(queueRecords), boot: boot, out: w}
+	return &Log{queue: queue.NewFair(QueueRecords), boot: boot, out: w}
 }
 
 // Wait makes Consume wait for a slow disk or pipe rather than drop. To be called before all else.

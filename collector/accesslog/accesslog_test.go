@@ -153,12 +153,12 @@ func TestTheBatchIsLeftAlone(t *testing.T) {
 func TestAFullQueueDropsAndCounts(t *testing.T) {
 	w := new(writer)
 	l := NewWriter(w, fixture.Boot)
-	l.Consume(connections(0, queueRecords-1))
+	l.Consume(connections(0, QueueRecords-1))
 	l.Consume(connections(0, 2))
 	l.Consume(connections(0, 1))
 	running(l)()
-	if l.Dropped() != 2 || l.Lines() != queueRecords {
-		t.Errorf("%d dropped and %d written, want 2 and %d", l.Dropped(), l.Lines(), queueRecords)
+	if l.Dropped() != 2 || l.Lines() != QueueRecords {
+		t.Errorf("%d dropped and %d written, want 2 and %d", l.Dropped(), l.Lines(), QueueRecords)
 	}
 }
 

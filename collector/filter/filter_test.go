@@ -103,7 +103,9 @@ func TestMatch(t *testing.T) {
 func TestFaults(t *testing.T) {
 	for text, want := range map[string]string{
 		``:                                    "filter, character 1: a comparison is missing; write FIELD == VALUE",
-		`reson==ok`:                           "filter, character 1: there is no field reson; there are adopted, connect, network.peer.address, ",
+		`reson==ok`:                           "filter, character 1: there is no field reson; did you mean reason?",
+		`peer.worklaod==x`:                    "filter, character 1: there is no field peer.worklaod; did you mean peer.workload?",
+		`colour==x`:                           "filter, character 1: there is no field colour; --help lists those that there are",
 		`reason==okay`:                        `filter, character 9: reason is never "okay"; it is one of ok, refused, timeout`,
 		`reason==`:                            "filter, character 9: a value is missing",
 		`reason==&&`:                          `filter, character 9: "&&" is no value; put it in quotes`,
@@ -126,7 +128,7 @@ func TestFaults(t *testing.T) {
 		`peer.workload=~"("`:                  "filter, character 16: error parsing regexp: missing closing ): `(`",
 		`"ä" == reason`:                       `filter, character 1: "\"ä\" == reas..." is no field; write FIELD == VALUE`,
 		`reason=="ä" && x`:                    `filter, character 9: reason is never "ä"; it is one of ok, refused, timeout`,
-		`peer.workload=="ä"&&x`:               "filter, character 21: there is no field x; there are adopted",
+		`peer.workload=="ä"&&x`:               "filter, character 21: there is no field x; --help lists",
 		strings.Repeat("(", 1000) + "adopted": "filter, character 65: too many parentheses",
 		strings.Repeat("!", 1000) + "adopted": "filter, character 65: too many parentheses",
 		strings.Repeat(" ", 5000):             "filter: 5000 characters; use at most 4096",

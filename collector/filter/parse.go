@@ -211,16 +211,43 @@ func (p *parser) operator() operator {
 
 // field finds a field by any of its names.
 func (p *parser) field(name string) (int, error) {
-	var all []string
+	like, distance := "", 3 // of those that are this near one may have been meant
 	for i := range p.fields {
 		f := &p.fields[i]
-		if f.Name == name || slices.Contains(f.Short, name) {
-			return i, nil
+		for _, known := range append([]string{f.Name}, f.Short...) {
+			if known == name {
+				return i, nil
+			}
+			if d := between(name, known); d < distance {
+				like, distance = known, d
+			}
 		}
-		all = append(append(all, f.Short...), f.Name)
 	}
-	slices.Sort(all)
-	return 0, fmt.Errorf("there is no field %s; there are %s", name, strings.Join(all, ", "))
+	if like != "" {
+		return 0, fmt.Errorf("there is no field %s; did you mean %s?", name, like)
+	}
+	return 0, fmt.Errorf("there is no field %s; --help lists those that there are", name)
+}
+
+// between is how many characters have to be put in, left out or changed to make one text of another.
+func between(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		last := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := last
+			if a[i] != b[j] {
+				cost++
+			}
+			last = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
 }
 
 // slot is where a field's value is when the expression is evaluated.

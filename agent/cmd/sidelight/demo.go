@@ -175,7 +175,8 @@ func demoConfig(world *demo.World, dir string) config.Config {
 	c.Cgroup = world.Cgroup
 	c.AccessLog = filepath.Join(dir, "access.log")
 	c.MetricsAddress = "127.0.0.1:0"
-	c.PinDirectory = config.Off          // it leaves nothing behind
+	c.PinDirectory = config.Off // it leaves nothing behind
+	c.StateDirectory = filepath.Join(dir, "state")
 	c.Budget.CPU, c.Budget.Memory = 0, 0 // it shows every connection, whatever that costs
 	// Without a mesh a peer has the name that its address range is given.
 	for _, s := range demo.Services() {

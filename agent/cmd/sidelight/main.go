@@ -13,10 +13,10 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Exit codes.
+// Exit codes; 0 is success, also of what a signal ended.
 const (
-	exitFailed = 1
-	exitInput  = 2 // nothing was attached
+	exitFailed = 1 // it was done, and came out badly or did not come to its end
+	exitInput  = 2 // it was not done: a fault of what was given, or of the machine, or no agent; nothing was attached
 )
 
 func main() {
@@ -40,6 +40,11 @@ func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "sidelight",
 		Short: "A sidecarless service mesh data plane that tells what every connection did",
+		Long: `A sidecarless service mesh data plane that tells what every connection did.
+
+Exit codes: 0, it was done, or ended by a signal; 1, it was done and came out badly, as each command says, or did not come to its end; 2, it was not done,
+because of what was given, or of the machine, or because no agent answers: nothing was attached or changed.
+NO_COLOR in the environment turns colours off where --color is auto.`,
 		// cobra's own answer to an unknown command has no type to tell it by.
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -55,13 +60,16 @@ func rootCommand() *cobra.Command {
 		SuggestionsMinimumDistance: 2,
 		// main prints the error, and usage is for those who ask.
 		SilenceErrors: true, SilenceUsage: true,
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return inputError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
-	root.AddCommand(runCommand(), recordCommand(), replayCommand(), demoCommand(), auditCommand(), meshCommand(), whyCommand(), checkCommand(), uninstallCommand(), versionCommand())
+	root.AddCommand(runCommand(), recordCommand(), replayCommand(), demoCommand(), topCommand(), tailCommand(), statusCommand(), auditCommand(), meshCommand(),
+		whyCommand(), checkCommand(), uninstallCommand(), versionCommand())
 	root.AddCommand(demoCommands()...)
+	if man := manCommand(); man != nil {
+		root.AddCommand(man)
+	}
 	for _, cmd := range root.Commands() {
 		cmd.Args = input(cmd.Args)
 	}

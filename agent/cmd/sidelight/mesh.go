@@ -6,22 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"path/filepath"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/sidelight-mesh/sidelight/agent/config"
 	"github.com/sidelight-mesh/sidelight/agent/controlplane"
 	"github.com/sidelight-mesh/sidelight/agent/maps"
-	"github.com/sidelight-mesh/sidelight/agent/status"
 )
-
-// controlSocket is the name of the agent's socket in its state directory.
-const controlSocket = "control.sock"
 
 // meshReport is what "sidelight mesh dump" shows.
 type meshReport struct {
@@ -136,17 +129,9 @@ The exit code is 1 when there is drift.`,
 }
 
 func fetchMesh(ctx context.Context, directory string) (*meshReport, error) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	text, err := status.AskControl(ctx, filepath.Join(directory, controlSocket), "/mesh")
-	if err != nil {
-		return nil, err
-	}
 	report := new(meshReport)
-	if err := json.Unmarshal(text, report); err != nil {
-		return nil, fmt.Errorf("read the agent's answer: %w", err)
-	}
-	return report, nil
+	a := asking{directory: directory}
+	return report, a.ask(ctx, meshPath, report)
 }
 
 func printMesh(out io.Writer, r *meshReport) error {
@@ -232,21 +217,4 @@ func (m *meshSide) report() (*meshReport, error) {
 	r.Maps, err = m.reconciler.Dump()
 	r.Drift, driftErr = m.reconciler.Drift(m.mesh)
 	return r, errors.Join(err, driftErr)
-}
-
-// handler answers on the control socket.
-func (m *meshSide) handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /mesh", func(w http.ResponseWriter, _ *http.Request) {
-		report, err := m.report()
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		encoder := json.NewEncoder(w)
-		encoder.SetIndent("", "  ")
-		_ = encoder.Encode(report) // who asked is gone
-	})
-	return mux
 }

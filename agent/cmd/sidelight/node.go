@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -20,6 +19,7 @@ import (
 	"github.com/sidelight-mesh/sidelight/collector/attribute"
 	"github.com/sidelight-mesh/sidelight/collector/edge"
 	"github.com/sidelight-mesh/sidelight/collector/meshreceiver"
+	"github.com/sidelight-mesh/sidelight/collector/tail"
 )
 
 // node is one agent: everything from the cgroup to the exporters.
@@ -32,7 +32,7 @@ type node struct {
 	budget  *budgetSide
 	tracing *meshreceiver.Tracing
 	mesh    *meshSide
-	control *status.Control // nil without a mesh and without pins
+	control *status.Control // nil: an agent that needs none has lost it to another
 
 	succession *succession
 	handover   chan struct{} // closed when another agent asks for it
@@ -74,6 +74,7 @@ func (n *node) prepare(ctx context.Context, options nodeOptions) error {
 		return err
 	}
 	n.boot = attribute.NewBoot(n.bootID)
+	n.tail = tail.New(n.boot)
 	host, _ := os.Hostname() // without a name the attribute is left out
 	if err := n.prepareCollector(ctx, &n.config, options.collectorOptions, n.logger, meshreceiver.Settings{
 		Clock: event.MeasureClock, Boot: n.boot, HostName: host, Self: n.readSelf, Steps: n.budget.steps, Tracing: n.tracing,
@@ -95,10 +96,8 @@ func (n *node) prepare(ctx context.Context, options nodeOptions) error {
 		n.logger.Error("nobody can read metrics yet", "error", err)
 		n.server = status.Later(n.config.MetricsAddress)
 	}
-	if n.mesh != nil || n.config.PinDirectory != config.Off {
-		if n.control, err = status.ListenControl(filepath.Join(n.config.StateDirectory, controlSocket)); err != nil {
-			return err
-		}
+	if err := n.listenControl(); err != nil {
+		return err
 	}
 	if err := n.load(kernel, &n.config); err != nil {
 		return err
@@ -115,7 +114,7 @@ func (n *node) prepare(ctx context.Context, options nodeOptions) error {
 	}
 	n.pipeline = pipeline.New(pipeline.Options{
 		Limit: n.config.MaxConnections, Clock: event.MeasureClock, Identify: n.enricher.Identify,
-		Sinks: sinks, Finished: n.finished(n.config.Budget.Slow),
+		Sinks: sinks, Finished: n.finished(n.config.Budget.Slow), Wanted: n.wanted(),
 		Losses: n.losses, LossSinks: []pipeline.LossSink{n.edges},
 		Sweep: n.tracedSweep, SweepInterval: n.config.ReportInterval, Inherited: n.inherited(), Again: n.succession.takeAgain,
 	})
@@ -238,6 +237,7 @@ func (n *node) run(ctx context.Context, attached func()) error {
 	n.waiting.Add(1) // what the kernel says last is to be in the sums
 	stopReading()
 	reading.Wait()
+	n.tail.Close()
 	if n.log != nil {
 		n.log.Close()
 	}
@@ -309,6 +309,9 @@ func (n *node) stopCollector() error {
 
 // release frees what prepare took, in reverse. Safe twice.
 func (n *node) release() {
+	if n.tail != nil {
+		n.tail.Close() // or its readers hold up the end of the control socket
+	}
 	n.mesh.release()
 	// Before what is pinned is let go of: then the socket is the next agent's.
 	if n.control != nil {

@@ -21,6 +21,7 @@ import (
 	"github.com/sidelight-mesh/sidelight/collector/embedded"
 	"github.com/sidelight-mesh/sidelight/collector/meshreceiver"
 	"github.com/sidelight-mesh/sidelight/collector/queue"
+	"github.com/sidelight-mesh/sidelight/collector/tail"
 )
 
 // recordQueue is how many records of each signal may wait for the embedded collector while it refuses them.
@@ -35,6 +36,7 @@ type outputs struct {
 	edges     *edge.Table
 	log       *accesslog.Log // nil if off
 	records   records
+	tail      *tail.Tail          // the log, for who asks; nil of what is no agent
 	gate      *budget.Gate        // before the log and the records; nil without either
 	collector *embedded.Collector // nil without
 	// builtIn says that the collector's configuration is ours: nothing is between the receiver and the exporters that keeps data.
@@ -167,7 +169,7 @@ func (l lines) Consume(batch []enrich.Record) {
 	}
 }
 
-// finished are what a pipeline hands the records of connections to that ended: a gate, if there is anything behind it.
+// finished are what a pipeline hands the records of connections to that ended: a gate, if there is anything behind it that always wants them.
 func (o *outputs) finished(slow time.Duration) []pipeline.Sink {
 	var logs, spans []budget.Sink
 	if o.log != nil {
@@ -177,11 +179,24 @@ func (o *outputs) finished(slow time.Duration) []pipeline.Sink {
 		logs = append(logs, o.records.logs)
 		spans = append(spans, o.records.traces)
 	}
-	if logs == nil {
+	switch {
+	case logs == nil && o.tail == nil:
 		return nil
+	case logs == nil: // there are no lines that the budget could leave out
+		return []pipeline.Sink{o.tail}
+	case o.tail != nil:
+		logs = append(logs, o.tail)
 	}
 	o.gate = budget.NewGate(budget.Sampler{Slow: slow}, logs, spans)
 	return []pipeline.Sink{o.gate}
+}
+
+// wanted says whether anybody wants what finished returned, if that changes.
+func (o *outputs) wanted() func() bool {
+	if o.tail == nil || o.gate != nil {
+		return nil
+	}
+	return o.tail.Watched
 }
 
 // stopCollector lets the receiver take what is queued until a context ends, and the exporters send it while they make progress and until another one ends.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"path/filepath"
 	"time"
 
@@ -79,22 +78,6 @@ func (n *node) handedOver(ctx context.Context, locked *datapath.LockedError) err
 		case <-tick.C:
 		}
 	}
-}
-
-const handoverPath = "/handover"
-
-// controlHandler answers on the control socket.
-func (n *node) controlHandler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+handoverPath, func(w http.ResponseWriter, _ *http.Request) {
-		n.asked.Do(func() { close(n.handover) })
-		fmt.Fprintln(w, "handing over")
-	})
-	mux.HandleFunc("GET "+whyPath, n.serveWhy)
-	if n.mesh != nil {
-		mux.Handle("/", n.mesh.handler())
-	}
-	return mux
 }
 
 // letGo decides what becomes of what is pinned when this agent ends, for err or because it was told to, and says whether it stays.

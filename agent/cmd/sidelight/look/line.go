@@ -122,6 +122,6 @@ func (of *logLine) times(add func(name, value string)) {
 		add("stands for", fmt.Sprintf("%.0f", 1 / *of.SamplingOf))
 	}
 	if of.PID != 0 {
-		add(strings.TrimSpace("pid "+printable(of.Executable)), fmt.Sprint(of.PID))
+		add("process", fmt.Sprintf("%s[%d]", printable(of.Executable), of.PID))
 	}
 }

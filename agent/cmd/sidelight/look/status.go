@@ -270,12 +270,16 @@ func (s *Status) maps(paint Paint) []string {
 		{name: "MEMORY", right: true},
 	}
 	var rows [][]cell
+	// Those that are not filled by and by, or not counted, only take a place on the screen.
+	others, memory := 0, uint64(0)
 	for i := range s.Maps {
 		m := &s.Maps[i]
-		used, entries, room := plain("-"), "-", "-"
-		if m.Entries != nil {
-			entries, used = fmt.Sprint(*m.Entries), share(*m.Entries, uint64(m.MaxEntries))
+		if m.Entries == nil {
+			others++
+			memory += m.Memory
+			continue
 		}
+		entries, used, room := fmt.Sprint(*m.Entries), share(*m.Entries, uint64(m.MaxEntries)), "-"
 		if m.MaxEntries > 0 {
 			room = fmt.Sprint(m.MaxEntries)
 		}
@@ -283,5 +287,9 @@ func (s *Status) maps(paint Paint) []string {
 			plain(m.Name), plain(m.Type), plain(fmt.Sprint(m.ID)), plain(entries), plain(room), used, plain(bytes(float64(m.Memory))),
 		})
 	}
-	return table(paint, columns, rows, 0)
+	lines := table(paint, columns, rows, 0)
+	if others > 0 {
+		lines = append(lines, fmt.Sprintf("and %d whose entries are not counted, %s", others, bytes(float64(memory))))
+	}
+	return lines
 }
