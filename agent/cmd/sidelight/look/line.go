@@ -122,6 +122,10 @@ func (of *logLine) times(add func(name, value string)) {
 		add("stands for", fmt.Sprintf("%.0f", 1 / *of.SamplingOf))
 	}
 	if of.PID != 0 {
-		add("process", fmt.Sprintf("%s[%d]", printable(of.Executable), of.PID))
+		process := fmt.Sprint(of.PID)
+		if of.Executable != "" {
+			process = fmt.Sprintf("%s[%d]", printable(of.Executable), of.PID)
+		}
+		add("process", process)
 	}
 }

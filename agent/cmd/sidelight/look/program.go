@@ -106,7 +106,11 @@ func (m *top) Update(message tea.Msg) (tea.Model, tea.Cmd) {
 	switch message := message.(type) {
 	case tea.WindowSizeMsg:
 		m.width, m.height = message.Width, message.Height
+		m.scroll(0)
 	case again:
+		if m.paused {
+			return m, m.later(m.interval)
+		}
 		return m, m.look
 	case answer:
 		return m, m.answered(message)
@@ -128,7 +132,11 @@ func (m *top) answered(a answer) tea.Cmd {
 		}
 		m.compare()
 	}
-	return tea.Tick(next, func(time.Time) tea.Msg { return again{} })
+	return m.later(next)
+}
+
+func (m *top) later(after time.Duration) tea.Cmd {
+	return tea.Tick(after, func(time.Time) tea.Msg { return again{} })
 }
 
 // compare makes the report anew.

@@ -88,9 +88,14 @@ type column struct {
 	right bool // aligned
 	// least is the width that it may be cut to when there is no room; 0: it is not cut.
 	least int
+	// tail is of the last one, whose end may be missing.
+	tail bool
 }
 
-// table makes lines of rows. A width of 0 is any.
+// leastTail is how much of the last column is worth to be shown.
+const leastTail = 8
+
+// table makes lines of rows. A width of 0 is any; of another, columns at the end that do not fit are left out.
 func table(paint Paint, columns []column, rows [][]cell, width int) []string {
 	widths := make([]int, len(columns))
 	for i, c := range columns {
@@ -99,7 +104,7 @@ func table(paint Paint, columns []column, rows [][]cell, width int) []string {
 			widths[i] = max(widths[i], utf8.RuneCountInString(row[i].text))
 		}
 	}
-	shrink(columns, widths, width)
+	columns = columns[:fit(columns, widths, width)]
 	head := make([]cell, len(columns))
 	for i, c := range columns {
 		head[i] = cell{c.name, Head}
@@ -107,27 +112,20 @@ func table(paint Paint, columns []column, rows [][]cell, width int) []string {
 	lines := make([]string, 0, len(rows)+1)
 	for _, row := range append([][]cell{head}, rows...) {
 		var b strings.Builder
-		room := width
-		for i, c := range row {
-			text := shorten(c.text, widths[i])
+		for i, c := range columns {
+			text := shorten(row[i].text, widths[i])
+			if runes := []rune(row[i].text); c.tail && len(runes) > widths[i] {
+				text = string(runes[:widths[i]])
+			}
 			gap := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(text))
-			last := i == len(row)-1
-			if width > 0 {
-				if room <= 0 {
-					break
+			if c.right {
+				b.WriteString(gap)
+			}
+			b.WriteString(paint.apply(row[i].style, text))
+			if i < len(columns)-1 {
+				if !c.right {
+					b.WriteString(gap)
 				}
-				text = shorten(text, room)
-				room -= widths[i] + 2
-			}
-			switch {
-			case columns[i].right:
-				b.WriteString(gap + paint.apply(c.style, text))
-			case last:
-				b.WriteString(paint.apply(c.style, text))
-			default:
-				b.WriteString(paint.apply(c.style, text) + gap)
-			}
-			if !last {
 				b.WriteString("  ")
 			}
 		}
@@ -136,27 +134,44 @@ func table(paint Paint, columns []column, rows [][]cell, width int) []string {
 	return lines
 }
 
-// shrink takes width away from the widest of the columns that may be cut, until all fit or none can give any more.
-func shrink(columns []column, widths []int, width int) {
+// fit returns how many columns there is room for, and makes these as narrow as they have to be, the widest first.
+func fit(columns []column, widths []int, width int) int {
 	if width == 0 {
-		return
+		return len(columns)
 	}
-	total := 2 * (len(widths) - 1)
-	for _, w := range widths {
-		total += w
+	narrowest := func(i int) int {
+		switch c := columns[i]; {
+		case c.tail:
+			return min(widths[i], leastTail)
+		case c.least > 0:
+			return min(widths[i], c.least)
+		}
+		return widths[i]
+	}
+	n, needed := 0, -2
+	for n < len(columns) && needed+2+narrowest(n) <= width {
+		needed += 2 + narrowest(n)
+		n++
+	}
+	if n == 0 {
+		widths[0] = width
+		return 1
+	}
+	total := -2
+	for _, w := range widths[:n] {
+		total += 2 + w
 	}
 	for ; total > width; total-- {
 		widest := -1
-		for i, c := range columns {
-			if c.least > 0 && widths[i] > c.least && (widest < 0 || widths[i] > widths[widest]) {
+		for i := range n {
+			// The end of the last column first: it is made to be cut.
+			if widths[i] > narrowest(i) && (widest < 0 || columns[i].tail || widths[i] > widths[widest] && !columns[widest].tail) {
 				widest = i
 			}
 		}
-		if widest < 0 {
-			return
-		}
 		widths[widest]--
 	}
+	return n
 }
 
 // shorten cuts the middle out of a text: of a name both ends tell something.

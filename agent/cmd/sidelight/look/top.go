@@ -17,21 +17,22 @@ func qualified(namespace, name string) string {
 // Lines are the table of a report, with its head. A width of 0 is any.
 func (r *Report) Lines(paint Paint, width int) []string {
 	services := slices.ContainsFunc(r.Edges, func(e Row) bool { return e.Service != "" })
-	columns := []column{{name: "ROLE"}, {name: "LOCAL", least: 10}, {name: "PEER", least: 10}}
+	columns := []column{{name: "ROLE"}, {name: "LOCAL", least: 9}, {name: "PEER", least: 9}}
 	if services {
-		columns = append(columns, column{name: "SERVICE", least: 10})
+		columns = append(columns, column{name: "SERVICE", least: 9})
 	}
+	// What matters most comes first: a narrow terminal has no room for all of them.
 	columns = append(columns, []column{
-		{name: "NET"},
 		{name: "CONN/S", right: true},
 		{name: "OPEN", right: true},
-		{name: "SENT/S", right: true},
-		{name: "RECEIVED/S", right: true},
+		{name: "NOT OK/S", right: true},
 		{name: "CONNECT P50", right: true},
 		{name: "P99", right: true},
 		{name: "1ST BYTE P99", right: true},
-		{name: "NOT OK/S", right: true},
-		{name: "REASONS", least: 7},
+		{name: "SENT/S", right: true},
+		{name: "RECEIVED/S", right: true},
+		{name: "NET"},
+		{name: "REASONS", tail: true},
 	}...)
 	rows := make([][]cell, 0, len(r.Edges))
 	for i := range r.Edges {
@@ -48,10 +49,10 @@ func (r *Report) Lines(paint Paint, width int) []string {
 		if e.Interval.NotOK > 0 {
 			failed = Bad
 		}
-		row = append(row, plain(strings.TrimPrefix(e.NetworkType, "ip")), plain(rate(e.PerSecond.Begun)), plain(open), plain(bytes(e.PerSecond.SentBytes)),
-			plain(bytes(e.PerSecond.ReceivedBytes)), plain(seconds(e.Latency.ConnectP50)), plain(seconds(e.Latency.ConnectP99)),
-			plain(seconds(e.Latency.FirstByteP99)), cell{rate(e.PerSecond.NotOK), failed}, cell{reasons(e.Reasons), failed})
-		rows = append(rows, row)
+		rows = append(rows, append(row, plain(rate(e.PerSecond.Begun)), plain(open), cell{rate(e.PerSecond.NotOK), failed},
+			plain(seconds(e.Latency.ConnectP50)), plain(seconds(e.Latency.ConnectP99)), plain(seconds(e.Latency.FirstByteP99)),
+			plain(bytes(e.PerSecond.SentBytes)), plain(bytes(e.PerSecond.ReceivedBytes)), plain(strings.TrimPrefix(e.NetworkType, "ip")),
+			cell{reasons(e.Reasons), failed}))
 	}
 	return table(paint, columns, rows, width)
 }
