@@ -115,7 +115,7 @@ func table(paint Paint, columns []column, rows [][]cell, width int) []string {
 		for i, c := range columns {
 			text := shorten(row[i].text, widths[i])
 			if runes := []rune(row[i].text); c.tail && len(runes) > widths[i] {
-				text = string(runes[:widths[i]])
+				text = string(runes[:widths[i]-1]) + "…" // or a number would look like a smaller one
 			}
 			gap := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(text))
 			if c.right {
