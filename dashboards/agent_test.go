@@ -168,6 +168,10 @@ func (a *agent) reading() self.Reading {
 
 	add(self.Pending, 4096)
 	add(self.Ring, 4<<20)
+	for _, name := range []string{"lost", "backends"} {
+		add(self.MapEntries, 16, name)
+		add(self.MapMaxEntries, 128, name)
+	}
 	add(self.Runs, 40*seconds, "mesh_sockops")
 	share(self.RunTime, 40*float64(seconds)*500e-9, "mesh_sockops")
 	add(self.BuildInfo, 1, "test", "go")

@@ -188,10 +188,11 @@ func (d *Datapath) Entries() map[string]uint64 {
 	return counted
 }
 
-// MaxEntries returns the room of a map, or 0. Safe for concurrent use.
-func (d *Datapath) MaxEntries(name string) uint32 {
-	if m := d.maps()[name]; m != nil {
-		return m.MaxEntries()
+// MaxEntries returns the room of each map. Safe for concurrent use.
+func (d *Datapath) MaxEntries() map[string]uint32 {
+	room := make(map[string]uint32)
+	for name, m := range d.maps() {
+		room[name] = m.MaxEntries()
 	}
-	return 0
+	return room
 }

@@ -111,6 +111,10 @@ var (
 		"Size of the event ring.")
 	Pending = gauge("sidelight.bpf.ring.pending", "sidelight_bpf_ring_pending_bytes", "By",
 		"What waits in the event ring to be read.")
+	MapEntries = gauge("sidelight.bpf.map.entries", "sidelight_bpf_map_entries", "{entry}",
+		"Entries of a map of the kernel programs that are in use, of those maps that are filled by and by and that the agent counts anyway.", "map")
+	MapMaxEntries = gauge("sidelight.bpf.map.max_entries", "sidelight_bpf_map_max_entries", "{entry}",
+		"Entries that it has room for. Of the mesh's maps half is for what takes the place of something that is still used.", "map")
 	Runs = counter("sidelight.bpf.program.runs", "sidelight_bpf_program_runs_total", "{run}",
 		"Runs of a program, counted while the kernel measures: while kernel.bpf_stats_enabled is set, and a hundredth of the time for the budget.", "program")
 	RunTime = define(Metric{

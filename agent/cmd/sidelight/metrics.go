@@ -74,6 +74,7 @@ func (n *node) readSelf() self.Reading {
 	v.add(self.EdgesFolded, edges.Folded)
 	v.add(self.EdgesEvicted, edges.Evicted)
 	v.add(self.Edges, uint64(edges.Edges))
+	v.addMaps(n)
 	v.addBudget(n)
 	v.addMesh(n)
 	ctx, cancel := context.WithTimeout(context.Background(), auditTime)
@@ -109,6 +110,17 @@ func (n *node) readSelf() self.Reading {
 		v.add(self.Dropped, uint64(stats.Rejected+stats.Failed), "exporter", kinds[signal])
 	}
 	return v.Reading
+}
+
+// addMaps tells how full maps are, as far as that takes no look at the kernel. The ring and the connections have metrics of their own.
+func (v *values) addMaps(n *node) {
+	room := n.datapath.MaxEntries()
+	for _, entries := range []map[string]uint64{n.datapath.Entries(), n.mesh.occupancy()} {
+		for name, used := range entries {
+			v.add(self.MapEntries, used, name)
+			v.add(self.MapMaxEntries, uint64(room[name]), name)
+		}
+	}
 }
 
 func (v *values) addAccount(a *account.Account) {

@@ -144,6 +144,9 @@ func exporterQueue(signal string, of embedded.Stats) look.Queue {
 // countEntries fills in what the datapath does not know of its maps.
 func (n *node) countEntries(s *look.Status, pending uint64) {
 	counted := n.mesh.occupancy()
+	if n.mesh != nil { // at the same indices
+		counted["loads"], counted["turns"], counted["limit_states"] = counted["backends"], counted["pools"], counted["limits"]
+	}
 	counted["events"] = pending
 	if live := s.Account.Live; live >= 0 && s.Account.Error == "" {
 		counted["connections"] = uint64(live)
@@ -193,7 +196,7 @@ func (m *meshSide) status(path string) *look.MeshStatus {
 	return s
 }
 
-// occupancy counts entries of the mesh's maps, and of those that go with them.
+// occupancy counts entries of the mesh's maps.
 func (m *meshSide) occupancy() map[string]uint64 {
 	used := make(map[string]uint64)
 	if m == nil {
@@ -204,10 +207,7 @@ func (m *meshSide) occupancy() map[string]uint64 {
 	if m.kernel == nil {
 		return used
 	}
-	used = m.reconciler.Occupancy()
-	// At the same indices.
-	used["loads"], used["turns"], used["limit_states"] = used["backends"], used["pools"], used["limits"]
-	return used
+	return m.reconciler.Occupancy()
 }
 
 func kernelRelease() string {
