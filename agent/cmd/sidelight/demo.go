@@ -284,7 +284,7 @@ func (d *demoRun) write(out io.Writer, view *demo.View) {
 }
 
 func (d *demoRun) view(a account.Account) demo.View {
-	return demo.View{Received: d.sink.Received(), Account: a, Lines: d.node.log.Lines(), Metrics: d.node.server.Address()}
+	return demo.View{Received: d.sink.Received(), Account: a, Lines: d.node.log.Lines(), Metrics: d.node.server.Address(), State: d.node.config.StateDirectory}
 }
 
 // settle waits until the kernel has seen the last connection end, and every one of them is in the access log.

@@ -17,8 +17,10 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/sidelight-mesh/sidelight/agent/cmd/sidelight/look"
 	"github.com/sidelight-mesh/sidelight/agent/config"
 	"github.com/sidelight-mesh/sidelight/agent/controlplane"
+	"github.com/sidelight-mesh/sidelight/collector/tail"
 )
 
 const root = "../../.."
@@ -139,6 +141,32 @@ func TestReadmeCommands(t *testing.T) {
 				if out := runIn(t, root, program, "uninstall", "--pin-directory", l.pins); out != "removed "+l.pins+"\n" {
 					t.Errorf("got: %s", out)
 				}
+			case strings.HasPrefix(command, "sudo ./bin/sidelight top"), command == "sudo ./bin/sidelight status":
+				config := writeConfig(t)
+				a := startAgent(t, newCgroup(t), "--config", config)
+				args := append(strings.Fields(command)[2:], "--state-directory", filepath.Join(filepath.Dir(config), "state"))
+				if args[0] == "top" {
+					args = append(args, "--once", "--interval", "100ms") // there is no terminal
+				}
+				if out := runIn(t, root, append([]string{program}, args...)...); !strings.Contains(out, "edges") {
+					t.Errorf("got: %s", out)
+				}
+				a.stop()
+			case strings.HasPrefix(command, "sudo ./bin/sidelight tail '"):
+				config := writeConfig(t)
+				state := filepath.Join(filepath.Dir(config), "state")
+				a := startAgent(t, newCgroup(t), "--config", config)
+				follower := startCommand(t, "tail", "--state-directory", state, strings.Split(command, "'")[1])
+				waitReaders(t, state, 1)
+				if err := follower.Process.Signal(syscall.SIGTERM); err != nil {
+					t.Fatal(err)
+				}
+				follower.end()
+				a.stop()
+			case command == "source <(./bin/sidelight completion bash)":
+				runIn(t, root, program, "completion", "bash")
+			case command == "make man":
+				runIn(t, root, "make", "--dry-run", "man") // TestMan runs it
 			case command == "./bin/sidelight audit":
 				a := startAgent(t, newCgroup(t))
 				if out := runIn(t, root, program, "audit", "--metrics-address", a.Address); !strings.Contains(out, "unaccounted   0\n") {
@@ -212,6 +240,24 @@ func TestReadmeFlags(t *testing.T) {
 		slices.Sort(have)
 		if !slices.Equal(documented, have) {
 			t.Errorf("README has the flags %v of %s, the program %v", documented, command.Name(), have)
+		}
+	}
+}
+
+// TestReadmeFilter wants README to have the short names of fields, with what they stand for.
+func TestReadmeFilter(t *testing.T) {
+	_, section, _ := strings.Cut(readFile(t, filepath.Join(root, "README.md")), "\n### Watch it live\n")
+	section, _, _ = strings.Cut(section, "\n#")
+	for _, f := range tail.Fields() {
+		for _, short := range f.Short {
+			if !strings.Contains(section, "| `"+short+"` | `"+f.Name+"` |") {
+				t.Errorf("README does not say that %s is %s", short, f.Name)
+			}
+		}
+	}
+	for _, f := range look.EdgeFields() {
+		if !strings.Contains(section, "`"+append(f.Short, f.Name)[0]+"`") {
+			t.Errorf("README does not have %s of top", f.Name)
 		}
 	}
 }

@@ -21,7 +21,7 @@ type MeshView struct {
 func (v *MeshView) Write(out io.Writer) {
 	fmt.Fprintf(out, "Sidelight demo of a mesh: clients and endpoints in cgroups and network namespaces of their own. Metrics: http://%s/metrics", v.Metrics)
 	if v.Left > 0 {
-		fmt.Fprintf(out, "   %v left, Ctrl-C to stop", v.Left.Round(time.Second))
+		v.writeLeft(out)
 	}
 	fmt.Fprint(out, "\n\nSERVICES, from the kernel's maps\n")
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)

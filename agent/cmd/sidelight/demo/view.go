@@ -18,6 +18,7 @@ type View struct {
 	Account  account.Account
 	Lines    uint64 // written to the access log file
 	Metrics  string // where /metrics is
+	State    string // directory of the control socket
 	Left     time.Duration
 }
 
@@ -25,7 +26,7 @@ type View struct {
 func (v *View) Write(out io.Writer) {
 	fmt.Fprintf(out, "Sidelight demo: a client and its services in cgroups and network namespaces of their own. Metrics: http://%s/metrics", v.Metrics)
 	if v.Left > 0 {
-		fmt.Fprintf(out, "   %v left, Ctrl-C to stop", v.Left.Round(time.Second))
+		v.writeLeft(out)
 	}
 	fmt.Fprint(out, "\n\nEDGES, from the OTLP metrics that arrived\n")
 	v.writeEdges(out)
@@ -89,6 +90,12 @@ func bytes(n int64) string {
 		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
 	}
 	return fmt.Sprintf("%d B", n)
+}
+
+// writeLeft says how long it goes on, and how to look closer meanwhile.
+func (v *View) writeLeft(out io.Writer) {
+	fmt.Fprintf(out, "   %v left, Ctrl-C to stop\n", v.Left.Round(time.Second))
+	fmt.Fprintf(out, "In another terminal, as root: ./bin/sidelight top --state-directory %s   (or tail, or status)", v.State)
 }
 
 func (v *View) writeLines(out io.Writer) {

@@ -307,7 +307,7 @@ func (r *Report) Order(by Sort) {
 		case ByOpen:
 			first = cmp.Compare(b.Open+b.Connecting, a.Open+a.Connecting)
 		}
-		return cmp.Or(first, a.Labels.compare(&b.Labels))
+		return cmp.Or(first, a.compare(&b.Labels))
 	})
 }
 

@@ -287,8 +287,13 @@ func TestStatusLines(t *testing.T) {
 		Readers: 1,
 		Inventory: datapath.Inventory{
 			Programs: []datapath.Program{{Name: "mesh_connect4", Type: "CGroupSockAddr", ID: 5, Tag: "aa", Runs: 10, Seconds: 1e-5}, {Name: "mesh_sweep", Type: "Tracing", ID: 6, Tag: "bb"}},
-			Links: []datapath.Link{{Name: "connect4", Type: "cgroup", ID: 8, Program: 5}, {Name: "lookup-1", Type: "netns", ID: 9, Program: 100}, {Name: "lookup-2", Type: "netns", ID: 10, Program: 101},
-				{Name: "lookup-3", Type: "netns", ID: 11, Program: 102}, {Name: "lookup-4", Type: "netns", ID: 12, Program: 103}},
+			Links: []datapath.Link{
+				{Name: "connect4", Type: "cgroup", ID: 8, Program: 5},
+				{Name: "lookup-1", Type: "netns", ID: 9, Program: 100},
+				{Name: "lookup-2", Type: "netns", ID: 10, Program: 101},
+				{Name: "lookup-3", Type: "netns", ID: 11, Program: 102},
+				{Name: "lookup-4", Type: "netns", ID: 12, Program: 103},
+			},
 			Maps: []datapath.Map{{Name: "account", Type: "PerCPUArray", ID: 1, MaxEntries: 1, Memory: 992}, {Name: "backends", Type: "Array", ID: 2, MaxEntries: 100, Memory: 4096, Entries: n(80)}, {Name: "connections", Type: "SkStorage", ID: 3, Entries: n(5)}},
 		},
 	}

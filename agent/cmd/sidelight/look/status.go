@@ -220,7 +220,12 @@ func (s *Status) queues(paint Paint) []string {
 // programs has each program with where it is attached.
 func (s *Status) programs(paint Paint) []string {
 	columns := []column{
-		{name: "PROGRAM"}, {name: "TYPE"}, {name: "ID", right: true}, {name: "TAG"}, {name: "RUNS MEASURED", right: true}, {name: "NS A RUN", right: true},
+		{name: "PROGRAM"},
+		{name: "TYPE"},
+		{name: "ID", right: true},
+		{name: "TAG"},
+		{name: "RUNS MEASURED", right: true},
+		{name: "NS A RUN", right: true},
 		{name: "LINKS"},
 	}
 	var rows [][]cell
@@ -266,7 +271,12 @@ func few(links []string) string {
 
 func (s *Status) maps(paint Paint) []string {
 	columns := []column{
-		{name: "MAP"}, {name: "TYPE"}, {name: "ID", right: true}, {name: "ENTRIES", right: true}, {name: "ROOM", right: true}, {name: "USED", right: true},
+		{name: "MAP"},
+		{name: "TYPE"},
+		{name: "ID", right: true},
+		{name: "ENTRIES", right: true},
+		{name: "ROOM", right: true},
+		{name: "USED", right: true},
 		{name: "MEMORY", right: true},
 	}
 	var rows [][]cell
