@@ -75,11 +75,12 @@ recordings: ## make the golden recordings and their expected output anew, on the
 	go test -count=1 -run '^TestRecordings$$' ./agent/cmd/sidelight -update
 
 .PHONY: fuzz
-fuzz: ## fuzz the decoder, the reader of recordings and that of meshes for 30 s each
+fuzz: ## fuzz the decoder, the readers of recordings, of meshes and of filters for 30 s each
 	go test -run '^$$' -fuzz FuzzDecode -fuzztime 30s ./agent/event
 	go test -run '^$$' -fuzz FuzzPlayer -fuzztime 30s ./agent/event
 	go test -run '^$$' -fuzz FuzzFrames -fuzztime 30s ./agent/event
 	go test -run '^$$' -fuzz FuzzParse -fuzztime 30s -fuzzminimizetime 10x ./agent/controlplane
+	go test -run '^$$' -fuzz FuzzCompile -fuzztime 30s ./collector/filter
 
 .PHONY: setup
 setup: ## install the Debian packages that tests and generation need, those that are missing

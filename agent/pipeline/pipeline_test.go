@@ -287,6 +287,29 @@ func TestFinished(t *testing.T) {
 	}
 }
 
+// TestWanted: while nobody wants connections that ended, they are not even copied.
+func TestWanted(t *testing.T) {
+	finished, wanted := &sink{calls: new(strings.Builder)}, false
+	p := New(Options{Limit: 10, Clock: ticking(), Identify: identify, Finished: []Sink{finished}, Wanted: func() bool { return wanted }})
+	var e connection.Event
+	feed := func(cookie uint64) {
+		e = event(closed, cookie)
+		p.HandleEvent(&e)
+		p.HandleDrained(true)
+	}
+	feed(1)
+	if n := testing.AllocsPerRun(100, func() { feed(2) }); n != 0 || len(finished.batches) != 0 {
+		t.Errorf("%v allocations and %d batches for nobody", n, len(finished.batches))
+	}
+	wanted = true
+	feed(3)
+	wanted = false
+	feed(4)
+	if got := brieves(finished.batches); len(got) != 1 || got[0][0].cookie != 3 {
+		t.Errorf("got %v", got)
+	}
+}
+
 // TestFinishedTakesNoRoom gives those who may keep a batch for long no more memory than it needs.
 func TestFinishedTakesNoRoom(t *testing.T) {
 	finished := &sink{calls: new(strings.Builder)}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -34,15 +33,15 @@ const (
 	statusPath   = "/status"
 )
 
-// listenControl makes the control socket. Where nobody depends on it, which is without a mesh and without pins, an agent goes without it if another has it.
+// listenControl makes the control socket. Where nobody depends on it, which is without a mesh, without pins and without a group that is to have it, an agent
+// goes without it rather than not at all: another agent may have it, or nothing can be written there.
 func (n *node) listenControl() error {
 	group, err := controlGroup(n.config.ControlGroup)
 	if err != nil {
 		return err
 	}
 	n.control, err = status.ListenControl(filepath.Join(n.config.StateDirectory, controlSocket), group)
-	var used *status.InUseError
-	if errors.As(err, &used) && n.mesh == nil && n.config.PinDirectory == config.Off {
+	if err != nil && n.mesh == nil && n.config.PinDirectory == config.Off && group == status.NoGroup {
 		n.logger.Warn("nobody can ask this agent with top, tail and status", "error", err)
 		return nil
 	}

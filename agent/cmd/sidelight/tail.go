@@ -33,15 +33,20 @@ func tailCommand() *cobra.Command {
 		Long: `Follow the access log of a running agent, whether it writes one or not: a line for each connection that ends, as text on a terminal and
 else as JSON, which is the same line as that of the log. What the agent's budget leaves out of its log is left out here.
 
-Who reads slower than lines come loses some. How many is said where they are missing, as text or as
+Who reads slower than lines come loses some, and the agent never waits. How many is said where they are missing, as text or as
+
   {"event.name":"` + tail.LostEvent + `","sidelight.lost":N}
-and the agent never waits.
 
 A filter is of comparisons FIELD OPERATOR VALUE with && || ! and parentheses, such as
+
   reason != ok && peer.workload == "cart"
+
   connect > 10ms || received >= 1MiB || peer.address in (10.0.0.0/8)
+
 Operators are == != < <= > >= =~ !~ and in (A, B). Fields are
-` + filter.Describe(tail.Fields()) + `What a connection lacks is absent: then == < =~ and in are false, and != and !~ are true. A field alone says that it is there.`,
+
+` + filter.Describe(tail.Fields()) + `
+What a connection lacks is absent: then == < =~ and in are false, and != and !~ are true. A field alone says that it is there.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			expression := ""

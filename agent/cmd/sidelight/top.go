@@ -34,9 +34,13 @@ Rates and latencies are those between two looks at the agent. A connection begin
 what failed, was reset, or timed out, at either end. Press ? for the keys.
 
 A filter is of comparisons FIELD OPERATOR VALUE with && || ! and parentheses, such as
+
   failures > 0 && peer =~ "^shop" || connect > 10ms
+
 Operators are == != < <= > >= =~ !~ and in (A, B). Fields are
-` + filter.Describe(look.EdgeFields()) + `where rate, failures, sent and received are by the second, and connect and first_byte the 99th percentile. What an edge lacks is
+
+` + filter.Describe(look.EdgeFields()) + `
+where rate, failures, sent and received are by the second, and connect and first_byte the 99th percentile. What an edge lacks is
 absent: then == < =~ and in are false.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
