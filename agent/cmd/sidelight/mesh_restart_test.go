@@ -108,7 +108,7 @@ func TestMeshRestarts(t *testing.T) {
 	ways := []string{"stop", "kill", "takeover", "kill, renamed", "stop, renamed", "other ring"}
 	var other, bad, otherLayout, badLayout string
 	// A machine of the kernel matrix is slow.
-	rounds := 8
+	rounds := 6 // each way once
 	if hasSource() {
 		ways = append(ways, "upgrade", "rollback", "other layout", "other layout, killed", "other layout, takeover", "other layout, rollback", "other layout, renamed")
 		other, bad = buildWith(t, "sidelight_other_programs"), buildWith(t, "sidelight_unready,sidelight_other_programs")
