@@ -2,6 +2,7 @@ package maps
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync/atomic"
@@ -231,6 +232,7 @@ func (d *drift) set(want *PolicySet, classes []Class, all *held) {
 	}
 	is(d, fmt.Sprintf("policy set %d", state.index), r.m.PolicySets[state.index], want.value(state.generation))
 	all.sources[bpf.PolicySource{Set: state.index, Source: bpf.SourceOther}] = want.Other
+	classes = slices.AppendSeq(slices.Clip(classes), maps.Keys(r.retired))
 	for c, rules := range want.sources(classes) {
 		all.sources[bpf.PolicySource{Set: state.index, Source: r.classes[c]}] = rules
 	}

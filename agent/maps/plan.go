@@ -140,7 +140,7 @@ func (p *plan) planClasses() error {
 		wanted[c] = true
 	}
 	for c := range r.classes {
-		if !wanted[c] {
+		if _, retired := r.retired[c]; !wanted[c] && !retired {
 			p.goneClasses = append(p.goneClasses, c)
 		}
 	}

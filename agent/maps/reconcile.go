@@ -21,6 +21,8 @@ type Options struct {
 	// SetHas hears what there is to look for, bpf.HasPolicies and the others as bits: before the first of it is there, and after the last is gone. nil: nobody
 	// asks.
 	SetHas func(has uint32) error
+	// Retire is for how long policies know a class of sources that nobody has any more: as long as a SYN may be under way that was sent by one who had it.
+	Retire time.Duration
 	Now    func() time.Time // nil is time.Now
 }
 
@@ -37,7 +39,8 @@ type Reconciler struct {
 	services  map[model.Name]*serviceState
 	workloads map[workloadKey]*workloadState
 	sets      map[string]*setState
-	classes   map[Class]uint32
+	classes   map[Class]uint32             // also those that are retired
+	retired   map[Class]time.Time          // until when nobody has them, and policies know them
 	limits    map[string]*limitState       // also those that drain
 	draining  map[backendKey]*backendState // gone from the mesh, and not free yet
 
@@ -97,7 +100,7 @@ func NewReconciler(m *Maps, o Options) (*Reconciler, error) {
 	return &Reconciler{
 		m: m, o: o, names: newNames(want),
 		services: make(map[model.Name]*serviceState), workloads: make(map[workloadKey]*workloadState), sets: make(map[string]*setState),
-		classes: make(map[Class]uint32), limits: make(map[string]*limitState), draining: make(map[backendKey]*backendState),
+		classes: make(map[Class]uint32), retired: make(map[Class]time.Time), limits: make(map[string]*limitState), draining: make(map[backendKey]*backendState),
 		frontends: make(map[bpf.Frontend]uint32), addresses: make(map[bpf.Address]uint32), cgroups: make(map[uint64]uint32),
 		resolved: make(map[string]cgroup), counted: make(map[verdictKey]uint64),
 		free: allocators{
@@ -150,12 +153,16 @@ func (r *Reconciler) Apply(mesh *Mesh) (Changes, error) {
 	if err := r.repair(); err != nil {
 		return Changes{}, err
 	}
-	p, err := r.plan(mesh)
-	if err == nil {
-		err = p.prepare()
+	p, err := r.prepare(mesh)
+	if err != nil && len(r.retired) > 0 && r.failed == nil { // perhaps for want of the room that these have
+		r.endRetirement(r.o.Now().Add(r.o.Retire))
+		if err := r.settle(); err != nil {
+			return Changes{}, err
+		}
+		p, err = r.prepare(mesh)
 	}
 	if err != nil {
-		return Changes{}, errors.Join(err, p.undo())
+		return Changes{}, err
 	}
 	// What comes is looked for before it is there, and what goes until it is gone.
 	has := mesh.has()
@@ -171,6 +178,18 @@ func (r *Reconciler) Apply(mesh *Mesh) (Changes, error) {
 		return p.changes, fmt.Errorf("%w: %w", ErrPartly, err)
 	}
 	return p.changes, r.setHas(has)
+}
+
+// prepare makes a plan that only needs to be put in force. After an error nothing has changed.
+func (r *Reconciler) prepare(mesh *Mesh) (*plan, error) {
+	p, err := r.plan(mesh)
+	if err == nil {
+		err = p.prepare()
+	}
+	if err != nil {
+		return nil, errors.Join(err, p.undo())
+	}
+	return p, nil
 }
 
 // enter makes the hashes as the reconciler's state is now.

@@ -3,6 +3,7 @@ package maps
 import (
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/sidelight-mesh/sidelight/bpf"
 )
@@ -11,7 +12,11 @@ import (
 // be called again after an error.
 func (r *Reconciler) settle() error {
 	g := &r.pending
-	if g.empty() || r.held {
+	if r.held {
+		return nil
+	}
+	r.endRetirement(r.o.Now())
+	if g.empty() {
 		return nil
 	}
 	if err := r.m.Grace(); err != nil {
@@ -45,6 +50,17 @@ func (r *Reconciler) settle() error {
 	*g = garbage{}
 	_, err := r.reap()
 	return err
+}
+
+// endRetirement lets classes go whose time is over. Until then policies know them: who connected as one of such a class may be under way, with its number in
+// its ticket (bpf/lib/inbound.h), for longer than programs run.
+func (r *Reconciler) endRetirement(now time.Time) {
+	for c, until := range r.retired {
+		if !now.Before(until) {
+			r.pending.classes = append(r.pending.classes, c)
+			delete(r.retired, c)
+		}
+	}
 }
 
 // deleteEntries takes out those of sets and of classes that are gone.

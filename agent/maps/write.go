@@ -10,6 +10,11 @@ import (
 // write fills elements of arrays that nothing refers to, and makes the reconciler's own state as the kernel's will be. It cannot fail.
 func (p *plan) write() {
 	r := p.r
+	if len(r.retired) > 0 {
+		for _, c := range p.mesh.Classes {
+			delete(r.retired, c)
+		}
+	}
 	for c, i := range p.newClasses {
 		r.classes[c] = i
 		for _, s := range r.sets {
@@ -134,7 +139,10 @@ func (p *plan) flip() {
 		delete(r.sets, s.set.key)
 		r.pending.sets = append(r.pending.sets, s)
 	}
-	r.pending.classes = append(r.pending.classes, p.goneClasses...)
+	until := now.Add(r.o.Retire)
+	for _, c := range p.goneClasses {
+		r.retired[c] = until
+	}
 }
 
 // store is of one word.

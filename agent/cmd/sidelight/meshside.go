@@ -96,6 +96,9 @@ const ticketRoom = 1 << 16
 // listenerRoom is how many listeners of workloads are known by where they listen.
 const listenerRoom = 1 << 16
 
+// retireTime covers a SYN that waits for a CPU on this machine, and its first three repetitions (after 1, 3 and 7 s).
+const retireTime = 10 * time.Second
+
 // fill puts the mesh into the maps of a datapath that was loaded for it and is not attached yet: the first connection finds all of it.
 func (m *meshSide) fill(d *datapath.Datapath, cgroup datapath.Cgroup, c *config.Mesh, enricher *enrich.Enricher) (err error) {
 	if m == nil {
@@ -106,7 +109,7 @@ func (m *meshSide) fill(d *datapath.Datapath, cgroup datapath.Cgroup, c *config.
 		return err
 	}
 	if m.reconciler, err = maps.NewReconciler(&m.kernel.Maps, maps.Options{
-		Sizes: sizesOf(c), Resolve: cgroup.Resolve, SetLevels: d.SetLevels, SetHas: d.SetHas,
+		Sizes: sizesOf(c), Resolve: cgroup.Resolve, SetLevels: d.SetLevels, SetHas: d.SetHas, Retire: retireTime,
 	}); err != nil {
 		return err
 	}
