@@ -11,7 +11,7 @@ func TestMeshIdentityUnderWay(t *testing.T) {
 	w := newMeshWorld(t, "web", "shop")
 	wire := (&scene{t: t, cgroup: w.cgroup}).newWire()
 	for _, family := range []struct{ name, address string }{{"IPv4", right4.Addr().String()}, {"IPv6", right6.Addr().String()}} {
-		t.Run(family.name, func(t *testing.T) {
+		t.Run(family.name, func(*testing.T) {
 			answer := family.address + ":8080"
 			if strings.Contains(family.address, ":") {
 				answer = "[" + family.address + "]:8080"
