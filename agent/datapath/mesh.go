@@ -138,6 +138,20 @@ func netnsCookie(ns *os.File) (cookie uint64, err error) {
 	return cookie, err
 }
 
+// NetnsOf returns the cookie of a process's network namespace; 0: it is not known.
+func NetnsOf(pid uint64) uint64 {
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		return 0
+	}
+	defer ns.Close()
+	cookie, err := netnsCookie(ns)
+	if err != nil {
+		return 0
+	}
+	return cookie
+}
+
 // inNamespace runs f on a thread that comes back to its own network namespace. If it cannot, the thread ends with its goroutine, and with it what was
 // started from there to end with its parent (PR_SET_PDEATHSIG).
 func inNamespace(ns *os.File, f func() error) error {

@@ -16,7 +16,10 @@ type Question struct {
 	// Cgroups are the ids of the client's cgroup and of those above it, the nearest first. Empty: it is known by its address, or not at all, as one on another
 	// node is.
 	Cgroups []uint64
-	Address netip.Addr // of the client; the zero value: not known
+	// Addresses are the client's, at most one of each family: what it connects from, if that is not its own machine. Empty: not known.
+	Addresses []netip.Addr
+	// Netns is the cookie of the client's network namespace; 0: not known.
+	Netns   uint64
 	Dialled netip.AddrPort
 	// Node is where this is, and Out is why endpoints are out of service, by their names.
 	Node model.Locality
@@ -33,11 +36,11 @@ type Explanation struct {
 	Generation uint64            `json:"generation,omitempty"` // of the service's table
 	Algorithm  string            `json:"algorithm,omitempty"`
 	Endpoints  []ExplainEndpoint `json:"endpoints,omitempty"`
-	// Policy is that of who is dialled where no service was. With a service each endpoint has its own.
+	// Destination and Policy are who is dialled where no service was, and what its policies say. With a service each endpoint has its own.
 	Destination string         `json:"destination,omitempty"`
 	Policy      *ExplainPolicy `json:"policy,omitempty"`
 	Limits      []ExplainLimit `json:"limits,omitempty"`
-	// Outcome is "ok", or the reason of a refusal. Of several endpoints whose policies differ it is "depends".
+	// Outcome is "ok", the reason of a refusal, or "depends" on what is not known here, or on which of several endpoints is chosen.
 	Outcome string `json:"outcome"`
 	Because string `json:"because"`
 }
@@ -67,8 +70,10 @@ type ExplainPolicy struct {
 	Verdict string `json:"verdict"`        // allow or deny
 	Rule    string `json:"rule,omitempty"` // that decided; "": none matched
 	DryRun  string `json:"dry_run,omitempty"`
-	// Open says that a rule asks for the client's address, which is not known.
+	// Open says that a rule asks for the client's address, which is not known: who allows it here leaves it to the server's side.
 	Open bool `json:"open,omitempty"`
+	// Perhaps says that it is not known whether this is about who is connected to: somebody listens at that port, in a network namespace that may not be meant.
+	Perhaps bool `json:"perhaps,omitempty"`
 }
 
 // ExplainLimit is a limit that the connection counts against.
@@ -82,7 +87,7 @@ type ExplainLimit struct {
 	Refuses       string `json:"refuses,omitempty"` // the reason, if it would now
 }
 
-// What Explanation.Outcome can be, beside "ok" and "depends": as the reasons of connections.
+// What Explanation.Outcome can be: as the reasons of connections, and depends.
 const (
 	outcomeOK         = "ok"
 	outcomeDepends    = "depends"
@@ -91,44 +96,67 @@ const (
 	outcomeCircuit    = "circuit_open"
 )
 
+// explaining is one Explanation in the making.
+type explaining struct {
+	*Explanation
+	r         *Reconciler
+	q         *Question
+	class     uint32                      // of the client
+	policies  map[asked]*ExplainPolicy    // that were looked up
+	listeners map[bpf.Listen]bpf.Listener // nil: not read yet
+}
+
 // Explain tells what the kernel's programs would do, as its maps are now.
 func (r *Reconciler) Explain(q *Question) (*Explanation, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	e := &Explanation{Dialled: q.Dialled.String()}
-	self, class, err := r.explainClient(q, &e.Client)
+	e := &explaining{Explanation: &Explanation{Dialled: q.Dialled.String()}, r: r, q: q, policies: make(map[asked]*ExplainPolicy)}
+	dialled := q.Dialled
+	if dialled.Addr().IsUnspecified() { // as decide_unspecified of bpf/lib/decide.h
+		here := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+		if dialled.Addr().Is6() {
+			here = netip.IPv6Loopback()
+		}
+		dialled = netip.AddrPortFrom(here, dialled.Port())
+		e.Dialled += ", which is " + dialled.String()
+	}
+	self, err := e.client()
 	if err != nil {
 		return nil, err
 	}
 	if e.Client.Bypass {
-		e.Outcome, e.Because = outcomeOK, "the client is bypassed: the mesh leaves its connections alone"
-		return e, nil
+		if err := e.direct(dialled); err != nil {
+			return nil, err
+		}
+		e.Because = "the client is bypassed: services, limits and its own side's policies are passed over, the server's side judges; " + e.Because
+		return e.Explanation, nil
 	}
 	limits := []uint32{self.Limit}
-	pool, found, err := r.explainFrontend(q.Dialled, e)
+	pool, found, err := e.frontend(dialled)
 	if err != nil {
 		return nil, err
 	}
 	if found {
-		table, err := r.explainService(pool, q, class, e)
-		if err != nil {
+		table := r.tableOf(pool)
+		if err := e.service(&table, dialled); err != nil {
 			return nil, err
 		}
 		limits = append(limits, table.Limit)
-	} else if err := r.explainDirect(q, class, e); err != nil {
+	} else if err := e.direct(dialled); err != nil {
 		return nil, err
 	}
-	return e, r.explainLimits(limits, e)
+	return e.Explanation, e.limits(limits)
 }
 
-// explainClient finds out who it is: by the nearest cgroup that a workload has, else by its address.
-func (r *Reconciler) explainClient(q *Question, c *ExplainClient) (self bpf.Workload, class uint32, err error) {
+// client finds out who it is: by the nearest cgroup that a workload has, else by its address.
+func (e *explaining) client() (self bpf.Workload, err error) {
+	r, c := e.r, &e.Client
 	var index uint32
 	c.KnownBy = "nothing: neither its cgroup nor its address is a workload's"
-	for _, id := range q.Cgroups {
+	for _, id := range e.q.Cgroups {
 		at, ok, err := r.m.Cgroups.Get(id)
 		if err != nil {
-			return self, 0, err
+			return self, err
 		}
 		if ok {
 			index, c.KnownBy = at, fmt.Sprintf("its cgroup (%d)", id)
@@ -136,41 +164,42 @@ func (r *Reconciler) explainClient(q *Question, c *ExplainClient) (self bpf.Work
 		}
 	}
 	// An address says nothing of a client on this node, whose cgroup says who it is: else anybody could bind to another's.
-	if index == 0 && len(q.Cgroups) == 0 && q.Address.IsValid() {
-		at, ok, err := r.m.Addresses.Get(bpf.Address{Addr: as16(q.Address)})
-		if err != nil {
-			return self, 0, err
-		}
-		if ok {
-			index, c.KnownBy = at, "its address"
+	if index == 0 && len(e.q.Cgroups) == 0 {
+		for _, a := range e.q.Addresses {
+			at, ok, err := r.m.Addresses.Get(bpf.Address{Addr: as16(a)})
+			if err != nil {
+				return self, err
+			}
+			if ok {
+				index, c.KnownBy = at, "its address"
+				break
+			}
 		}
 	}
 	if index == 0 || int(index) >= len(r.m.Workloads) {
-		return self, 0, nil
+		return self, nil
 	}
 	self = loadWorkload(&r.m.Workloads[index])
+	e.class = self.Source
 	c.Workload, c.Bypass = r.workloadName(index), self.Flags&bpf.WorkloadBypass != 0
 	if name, ok := r.names.Workload(index); ok {
 		c.Identity = name.Identity
 	}
-	return self, self.Source, nil
+	return self, nil
 }
 
 func (r *Reconciler) workloadName(index uint32) string {
-	if index == 0 {
-		return ""
-	}
 	if name, ok := r.names.Workload(index); ok {
 		return name.Name.String()
 	}
 	return fmt.Sprint("workload ", index)
 }
 
-// explainFrontend looks for the service that was dialled.
-func (r *Reconciler) explainFrontend(dialled netip.AddrPort, e *Explanation) (pool uint32, found bool, err error) {
+// frontend looks for the service that is dialled.
+func (e *explaining) frontend(dialled netip.AddrPort) (pool uint32, found bool, err error) {
 	for _, port := range []uint16{dialled.Port(), 0} {
 		at := netip.AddrPortFrom(dialled.Addr(), port)
-		pool, found, err = r.m.Frontends.Get(frontendKey(at))
+		pool, found, err = e.r.m.Frontends.Get(frontendKey(at))
 		if err != nil {
 			return 0, false, err
 		}
@@ -185,68 +214,62 @@ func (r *Reconciler) explainFrontend(dialled netip.AddrPort, e *Explanation) (po
 	return 0, false, nil
 }
 
-// explainService looks at each endpoint of the service, and at what the table in force has of it.
-func (r *Reconciler) explainService(pool uint32, q *Question, class uint32, e *Explanation) (table bpf.Table, err error) {
+// tableOf is what a pool leads to; the zero value: nothing.
+func (r *Reconciler) tableOf(pool uint32) (t bpf.Table) {
 	if int(pool) < len(r.m.Pools) {
 		if at := atomic.LoadUint32(&r.m.Pools[pool].Table); at != 0 && int(at) < len(r.m.Tables) {
-			table = r.m.Tables[at]
+			t = r.m.Tables[at]
 		}
 	}
+	return t
+}
+
+// service looks at each endpoint of the service, and at what the table in force has of it.
+func (e *explaining) service(table *bpf.Table, dialled netip.AddrPort) error {
 	e.Generation, e.Algorithm = table.Generation, algorithmText(table.Algorithm)
-	var service *serviceState
-	for _, s := range r.services {
-		if s.id == table.Service {
-			service = s
+	have := make(map[string][]DumpEndpoint)
+	for _, d := range e.r.dumpEndpoints(table) {
+		have[d.Endpoint] = append(have[d.Endpoint], d)
+	}
+	if name, ok := e.r.names.Service(table.Service); ok {
+		e.Service = name.String()
+		if s := e.r.services[*name]; s != nil && s.compiled != nil && s.compiled.inputs != nil {
+			e.considered(s.compiled.inputs, dialled)
 		}
-	}
-	if service != nil {
-		e.Service = service.name.String()
-	}
-	have := make(map[string]DumpEndpoint) // by endpoint and address
-	for _, d := range r.dumpEndpoints(&table) {
-		have[d.Endpoint+" "+d.Address] = d
-	}
-	if service != nil && service.compiled != nil && service.compiled.inputs != nil {
-		r.explainEndpoints(service.compiled.inputs, q, e)
 	}
 	for i := range e.Endpoints {
 		known := &e.Endpoints[i]
-		for key, d := range have {
-			if d.Endpoint != known.Endpoint {
-				continue
+		if all := have[known.Endpoint]; len(all) > 0 {
+			have[known.Endpoint] = all[1:]
+			if err := e.chosen(&all[0], dialled, known); err != nil {
+				return err
 			}
-			known.Address, known.Share, known.Eligible = d.Address, d.Share, true
-			known.Because = ""
-			if err := r.explainBackend(d.Backend, q, class, known); err != nil {
-				return table, err
-			}
-			delete(have, key)
-			break
-		}
-		if known.Share == 0 && known.Eligible { // a change is under way
+		} else if known.Eligible { // a change is under way
 			known.Eligible, known.Because = false, "the table in force does not have it"
 		}
 	}
-	for _, d := range have { // what the kernel has and the mesh does not
-		more := ExplainEndpoint{Endpoint: d.Endpoint, Address: d.Address, Share: d.Share, Eligible: true}
-		if err := r.explainBackend(d.Backend, q, class, &more); err != nil {
-			return table, err
+	for _, all := range have { // what the kernel has and the mesh does not
+		for i := range all {
+			more := ExplainEndpoint{Endpoint: all[i].Endpoint}
+			if err := e.chosen(&all[i], dialled, &more); err != nil {
+				return err
+			}
+			e.Endpoints = append(e.Endpoints, more)
 		}
-		e.Endpoints = append(e.Endpoints, more)
 	}
 	slices.SortFunc(e.Endpoints, func(a, b ExplainEndpoint) int { return cmp.Compare(a.Endpoint, b.Endpoint) })
 	e.outcomeOfEndpoints()
-	return table, nil
+	return nil
 }
 
-// explainEndpoints says of each endpoint whether it is one to choose, in the order in which eligible asks.
-func (r *Reconciler) explainEndpoints(in *serviceInputs, q *Question, e *Explanation) {
+// considered says of each endpoint whether it is one to choose, by what eligible asks.
+func (e *explaining) considered(in *serviceInputs, dialled netip.AddrPort) {
 	family, familyName := ipv4, "IPv4"
-	if familyOf(q.Dialled.Addr()) == ipv6 {
+	if familyOf(dialled.Addr()) == ipv6 {
 		family, familyName = ipv6, "IPv6"
 	}
 	chosen := make(map[int]bool)
-	for _, i := range eligible(&in.service, in.endpoints, q.Node, family) {
+	for _, i := range eligible(&in.service, in.endpoints, e.q.Node, family) {
 		chosen[i] = true
 	}
 	for i := range in.endpoints {
@@ -259,7 +282,7 @@ func (r *Reconciler) explainEndpoints(in *serviceInputs, q *Question, e *Explana
 			known.Address = endpoint.address[family].String()
 		}
 		if !chosen[i] {
-			known.Because = endpoint.whyNot(&in.service, q, family, familyName)
+			known.Because = endpoint.whyNot(&in.service, e.q, family, familyName)
 		}
 		e.Endpoints = append(e.Endpoints, known)
 	}
@@ -289,193 +312,76 @@ func (e *endpoint) whyNot(s *model.Service, q *Question, family int, familyName 
 	}
 }
 
-// explainBackend adds what the maps have of an endpoint, and what the policies of its workload say.
-func (r *Reconciler) explainBackend(index uint32, q *Question, class uint32, known *ExplainEndpoint) error {
-	if index == 0 || int(index) >= len(r.m.Backends) {
+// chosen adds what the maps have of an endpoint, and what the policies of its workload say.
+func (e *explaining) chosen(d *DumpEndpoint, dialled netip.AddrPort, known *ExplainEndpoint) error {
+	known.Eligible, known.Because, known.Share = true, "", d.Share
+	if d.Backend == 0 || int(d.Backend) >= len(e.r.m.Backends) {
 		return nil
 	}
-	b := loadBackend(&r.m.Backends[index])
-	known.Open = atomic.LoadUint64(&r.m.Loads[index].Open)
-	address, port := netip.AddrFrom16(b.Addr).Unmap(), b.Port
-	if port == 0 {
-		port = q.Dialled.Port()
-	}
-	destination := b.Workload
-	if destination == 0 {
-		at, ok, err := r.m.Addresses.Get(bpf.Address{Addr: b.Addr})
-		if err != nil {
-			return err
-		}
-		if ok {
-			destination = at
-		}
-	}
-	known.Address = netip.AddrPortFrom(address, port).String()
-	if name := r.workloadName(destination); name != "" {
-		known.Workload = name
-	}
-	var err error
-	known.Policy, err = r.explainPolicy(destination, class, q.Address, port)
-	return err
-}
-
-func (e *Explanation) outcomeOfEndpoints() {
-	denied, allowed := 0, 0
-	rule := ""
-	for _, known := range e.Endpoints {
-		switch {
-		case !known.Eligible:
-		case known.Policy != nil && known.Policy.Verdict == verdictText(bpf.VerdictDeny):
-			denied++
-			rule = known.Policy.because()
-		default:
-			allowed++
-		}
-	}
-	switch {
-	case denied+allowed == 0:
-		e.Outcome, e.Because = outcomeNoEndpoint, "no endpoint of the service can be chosen"
-	case denied == 0:
-		e.Outcome, e.Because = outcomeOK, fmt.Sprintf("one of %d endpoints is chosen (%s)", allowed, e.Algorithm)
-	case allowed == 0:
-		e.Outcome, e.Because = outcomeDenied, rule
-	default:
-		e.Outcome, e.Because = outcomeDepends, fmt.Sprintf("of %d endpoints that can be chosen %d deny it: an endpoint is chosen first, then its policies are asked", denied+allowed, denied)
-	}
-}
-
-func (r *Reconciler) explainDirect(q *Question, class uint32, e *Explanation) error {
-	index, ok, err := r.m.Addresses.Get(bpf.Address{Addr: as16(q.Dialled.Addr())})
+	b := loadBackend(&e.r.m.Backends[d.Backend])
+	known.Open = atomic.LoadUint64(&e.r.m.Loads[d.Backend].Open)
+	to := netip.AddrPortFrom(netip.AddrFrom16(b.Addr).Unmap(), cmp.Or(b.Port, dialled.Port()))
+	known.Address = to.String()
+	workload, policy, err := e.destination(b.Workload, to)
 	if err != nil {
 		return err
 	}
-	e.Outcome, e.Because = outcomeOK, "no service has this address and port: the connection goes there as it is"
-	if !ok {
-		return nil
-	}
-	e.Destination = r.workloadName(index)
-	if e.Policy, err = r.explainPolicy(index, class, q.Address, q.Dialled.Port()); err != nil || e.Policy == nil {
-		return err
-	}
-	if e.Policy.Verdict == verdictText(bpf.VerdictDeny) {
-		e.Outcome, e.Because = outcomeDenied, e.Policy.because()
+	known.Policy = policy
+	if workload != "" {
+		known.Workload = workload
 	}
 	return nil
 }
 
-// explainPolicy does what policy_decide does; nil: no policy is about the workload.
-func (r *Reconciler) explainPolicy(workload, class uint32, client netip.Addr, port uint16) (*ExplainPolicy, error) {
-	if workload == 0 || int(workload) >= len(r.m.Workloads) {
-		return nil, nil
-	}
-	set := loadWorkload(&r.m.Workloads[workload]).PolicySet
-	if set == 0 || int(set) >= len(r.m.PolicySets) {
-		return nil, nil
-	}
-	p := &ExplainPolicy{Verdict: verdictText(bpf.VerdictDeny)}
-	sources, ok, err := r.m.PolicySources.Get(bpf.PolicySource{Set: set, Source: class})
-	if err == nil && !ok {
-		sources, ok, err = r.m.PolicySources.Get(bpf.PolicySource{Set: set, Source: bpf.SourceOther})
-	}
-	if err != nil || !ok {
-		return p, err
-	}
-	ports, ok, err := r.m.PolicyPorts.Get(bpf.PolicyPort{Set: set, Port: uint32(port)})
-	if err == nil && !ok {
-		ports, ok, err = r.m.PolicyPorts.Get(bpf.PolicyPort{Set: set})
-	}
-	if err != nil || !ok {
-		return p, err
-	}
-	matched := intersect(sources, ports)
-	s := &r.m.PolicySets[set]
-	denied := matched
-	if client.IsValid() {
-		blocks, err := r.longestBlock(set, client)
-		if err != nil {
-			return p, err
-		}
-		matched = intersect(matched, blocks)
-		denied = matched
-	} else {
-		p.Open = intersect(matched, s.Blocks) != bpf.Rules{}
-		for i := range denied.Words {
-			denied.Words[i] &^= s.Blocks.Words[i]
+func (e *explaining) outcomeOfEndpoints() {
+	var denied, allowed, open int
+	because, unknown := "", ""
+	for _, known := range e.Endpoints {
+		switch p := known.Policy; {
+		case !known.Eligible:
+		case p.isOpen():
+			open++
+			unknown = p.unknown(known.Workload)
+		case p != nil && p.Verdict == denies:
+			denied++
+			because = p.because()
+		default:
+			allowed++
 		}
 	}
-	name := func(bit uint16) string {
-		if rule, ok := r.names.Rule(set, bit); ok {
-			return rule.String()
-		}
-		return fmt.Sprint("rule ", bit)
+	switch all := denied + allowed + open; {
+	case all == 0:
+		e.Outcome, e.Because = outcomeNoEndpoint, "no endpoint of the service can be chosen"
+	case allowed == all:
+		e.Outcome, e.Because = outcomeOK, fmt.Sprintf("one of %d endpoints is chosen (%s)", all, e.Algorithm)
+	case denied == all:
+		e.Outcome, e.Because = outcomeDenied, because
+	case denied > 0:
+		e.Outcome, e.Because = outcomeDepends, fmt.Sprintf("of %d endpoints that can be chosen %d deny it: an endpoint is chosen first, then its policies are asked", all, denied)
+	default:
+		e.Outcome, e.Because = outcomeDepends, unknown
 	}
-	verdict, bit := decideBits(intersect(denied, s.Deny), intersect(matched, s.Allow), s.HasAllow != 0)
-	p.Verdict = verdictText(verdict)
-	if bit != bpf.NoRule {
-		p.Rule = name(bit)
-	}
-	if dry, bit := decideBits(intersect(denied, s.DryDeny), intersect(matched, s.DryAllow), s.HasDryAllow != 0); bit != bpf.NoRule || s.HasDryAllow != 0 {
-		p.DryRun = verdictText(dry)
-		if bit != bpf.NoRule {
-			p.DryRun += " by " + name(bit)
-		}
-	}
-	return p, nil
 }
 
-// decideBits is policy_verdict of bpf/lib/policy.h.
-func decideBits(denied, allowed bpf.Rules, hasAllow bool) (verdict uint8, bit uint16) {
-	if bits := bitsOf(denied); len(bits) > 0 {
-		return bpf.VerdictDeny, bits[0]
+// direct is of a connection that goes where it is sent to.
+func (e *explaining) direct(dialled netip.AddrPort) (err error) {
+	if e.Destination, e.Policy, err = e.destination(0, dialled); err != nil {
+		return err
 	}
-	if !hasAllow {
-		return bpf.VerdictAllow, bpf.NoRule
+	switch p := e.Policy; {
+	case p.isOpen():
+		e.Outcome, e.Because = outcomeDepends, p.unknown(e.Destination)
+	case p != nil && p.Verdict == denies:
+		e.Outcome, e.Because = outcomeDenied, p.because()
+	default:
+		e.Outcome, e.Because = outcomeOK, "no service has this address and port: the connection goes there as it is"
 	}
-	if bits := bitsOf(allowed); len(bits) > 0 {
-		return bpf.VerdictAllow, bits[0]
-	}
-	return bpf.VerdictDeny, bpf.NoRule
+	return nil
 }
 
-// longestBlock are the rules of the longest prefix that a set has of an address.
-func (r *Reconciler) longestBlock(set uint32, a netip.Addr) (bpf.Rules, error) {
-	address := netip.AddrFrom16(as16(a))
-	for bits := 128; bits >= 0; bits-- {
-		block, err := address.Prefix(bits)
-		if err != nil {
-			return bpf.Rules{}, err
-		}
-		rules, ok, err := r.m.PolicyBlocks.Get(bpf.PolicyBlock{PrefixBits: 32 + uint32(bits), Set: set, Addr: block.Addr().As16()})
-		if ok || err != nil {
-			return rules, err
-		}
-	}
-	return bpf.Rules{}, nil
-}
-
-func intersect(a, b bpf.Rules) bpf.Rules {
-	for i := range a.Words {
-		a.Words[i] &= b.Words[i]
-	}
-	return a
-}
-
-func verdictText(v uint8) string {
-	if v == bpf.VerdictDeny {
-		return "deny"
-	}
-	return "allow"
-}
-
-func (p *ExplainPolicy) because() string {
-	if p.Rule != "" {
-		return p.Rule
-	}
-	return "there are allow policies, and none of their rules matches"
-}
-
-// explainLimits looks at what stands against limits, the client's own first. What a bucket of tokens has is not looked at: it is another a moment later.
-func (r *Reconciler) explainLimits(indices []uint32, e *Explanation) error {
+// limits looks at what stands against limits, the client's own first. What a bucket of tokens has is not looked at: it is another a moment later.
+func (e *explaining) limits(indices []uint32) error {
+	r := e.r
 	for _, index := range indices {
 		if index == 0 || int(index) >= len(r.m.Limits) {
 			continue
@@ -494,7 +400,7 @@ func (r *Reconciler) explainLimits(indices []uint32, e *Explanation) error {
 		}
 		if l.MaxOpen != 0 && x.Open >= uint64(l.MaxOpen) || l.MaxConnecting != 0 && x.Connecting >= uint64(l.MaxConnecting) {
 			x.Refuses = outcomeCircuit
-			if e.Outcome == outcomeOK {
+			if e.Outcome == outcomeOK || e.Outcome == outcomeDepends {
 				e.Outcome, e.Because = outcomeCircuit, x.Name+" is reached"
 			}
 		}

@@ -54,7 +54,7 @@ func TestExplain(t *testing.T) {
 		t.Helper()
 		q := &Question{Dialled: netip.MustParseAddrPort(to), Out: map[model.Name]string{name("cart-6"): "outlier"}}
 		if from != "" {
-			q.Address = netip.MustParseAddr(from)
+			q.Addresses = []netip.Addr{netip.MustParseAddr(from)}
 		}
 		e, err := r.Explain(q)
 		if err != nil {
@@ -115,7 +115,71 @@ func TestExplain(t *testing.T) {
 	less.Generation++
 	less.Endpoints = append(slices.Clone(s.Endpoints[1:3]), s.Endpoints[4:]...)
 	apply(t, r, &less, out)
-	if got := ask("10.0.0.1", "10.96.0.1:80"); got.Outcome != "no_endpoint" || got.Generation != 8 && got.Generation != 7 {
+	if got := ask("10.0.0.1", "10.96.0.1:80"); got.Outcome != "no_endpoint" || got.Generation != 8 {
 		t.Errorf("without an endpoint: %+v", got)
+	}
+}
+
+// TestExplainUnknown asks about what rests on where somebody listens, and on the client's address.
+func TestExplainUnknown(t *testing.T) {
+	name := func(n string) model.Name { return model.Name{Namespace: "shop", Name: n} }
+	s := &model.Snapshot{
+		Generation: 1,
+		Workloads: []model.Workload{
+			{Name: name("web"), Identity: "web", Cgroup: "/web", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}},
+			{Name: name("free"), Identity: "free", Cgroup: "/free"},
+			{Name: name("db"), Identity: "db", Cgroup: "/db"}, // it shares the host's addresses
+			{Name: name("files"), Identity: "files", Addresses: []netip.Addr{netip.MustParseAddr("10.1.0.1")}, Labels: map[string]string{"app": "files"}},
+		},
+		Policies: []model.AuthorizationPolicy{
+			{Name: name("web-only"), Action: model.Allow, Selector: map[string]string{}, Rules: []model.Rule{{From: []model.Source{{Identities: []string{"web"}}}}}},
+			{Name: name("not-from-ten"), Action: model.Deny, Selector: map[string]string{"app": "files"}, Rules: []model.Rule{{From: []model.Source{{IPBlocks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}}}}}},
+		},
+		Bypasses: []model.Bypass{{Name: name("free"), Cgroup: "/free"}},
+	}
+	const web, free = 101, 102
+	m, r := newTest(t, DefaultSizes(), &tree{ids: map[string]uint64{"/web": web, "/free": free}})
+	apply(t, r, s, nil)
+	db := r.workloads[workloadKey{name: name("db")}].index
+	const here, elsewhere = 7, 8
+	listen := func(netns uint64, a string, port uint32) {
+		key := bpf.Listen{Netns: netns, Addr: as16(netip.MustParseAddr(a)), Port: port}
+		if err := m.Listeners.Put([]bpf.Listen{key}, []bpf.Listener{{Workload: db, Refs: 1}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	listen(here, "127.0.0.1", 5432)
+	listen(here, "0.0.0.0", 5433)
+	listen(elsewhere, "::", 5434)
+	known := []netip.Addr{netip.MustParseAddr("10.0.0.1")}
+	for _, c := range []struct {
+		name             string
+		cgroups          []uint64
+		addresses        []netip.Addr
+		netns            uint64
+		to               string
+		outcome, because string
+	}{
+		{"who listens there, allowed", []uint64{web}, nil, here, "127.0.0.1:5432", "ok", "as it is"},
+		{"who listens there, denied", nil, nil, here, "127.0.0.1:5432", "denied", "none of their rules"},
+		{"nowhere is here", nil, nil, here, "0.0.0.0:5432", "denied", "none of their rules"},
+		{"on all addresses", nil, nil, here, "127.9.9.9:5433", "denied", "none of their rules"},
+		{"another namespace's loopback", nil, nil, here, "127.0.0.1:5434", "ok", "as it is"},
+		{"a namespace that is not known", nil, nil, 0, "127.0.0.1:5432", "depends", "shop/db listens at that port"},
+		{"an address that may be somebody's", nil, nil, here, "192.0.2.1:5434", "depends", "shop/db listens at that port"},
+		{"the same, allowed anyway", []uint64{web}, nil, here, "192.0.2.1:5434", "ok", "as it is"},
+		{"a port that nobody listens at", nil, nil, here, "192.0.2.1:1", "ok", "as it is"},
+		{"an address that is not known", []uint64{web}, nil, here, "10.1.0.1:80", "depends", "rules ask for the client's address"},
+		{"an address that is denied", []uint64{web}, known, here, "10.1.0.1:80", "denied", "deny shop/not-from-ten rule 0"},
+		{"one who is bypassed, to who judges", []uint64{free}, nil, here, "10.1.0.1:80", "denied", "the server's side judges"},
+		{"one who is bypassed, elsewhere", []uint64{free}, nil, here, "192.0.2.1:1", "ok", "is bypassed"},
+	} {
+		e, err := r.Explain(&Question{Cgroups: c.cgroups, Addresses: c.addresses, Netns: c.netns, Dialled: netip.MustParseAddrPort(c.to)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Outcome != c.outcome || !strings.Contains(e.Because, c.because) {
+			t.Errorf("%s: %s: %s, want %s: %s (%+v)", c.name, e.Outcome, e.Because, c.outcome, c.because, e.Policy)
+		}
 	}
 }

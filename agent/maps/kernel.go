@@ -30,6 +30,7 @@ func NewKernel(objects *bpf.Objects) (_ *Kernel, err error) {
 		PolicyPorts:   kernelHash[bpf.PolicyPort, bpf.Rules]{objects.PolicyPorts},
 		Verdicts:      kernelSums[bpf.VerdictKey]{kernelHash[bpf.VerdictKey, uint64]{objects.Verdicts}},
 		LimitStates:   kernelHash[uint32, bpf.LimitState]{objects.LimitStates},
+		Listeners:     kernelHash[bpf.Listen, bpf.Listener]{objects.Listeners},
 	}}
 	k.Grace = k.grace
 	defer func() {

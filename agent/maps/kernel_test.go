@@ -26,6 +26,7 @@ func load(t testing.TB, sizes Sizes) (*Kernel, *bpf.Objects) {
 	objects := &bpf.Objects{}
 	fields := reflect.ValueOf(objects).Elem()
 	entries := sizes.MaxEntries()
+	entries["listeners"] = 1024
 	for i := range fields.NumField() {
 		kind := fields.Type().Field(i)
 		for j := range kind.Type.NumField() {

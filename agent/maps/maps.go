@@ -23,8 +23,9 @@ type Maps struct {
 	PolicySources Hash[bpf.PolicySource, bpf.Rules]
 	PolicyBlocks  Hash[bpf.PolicyBlock, bpf.Rules]
 	PolicyPorts   Hash[bpf.PolicyPort, bpf.Rules]
-	Verdicts      Hash[bpf.VerdictKey, uint64] // sums over the CPUs; never Put
-	LimitStates   Hash[uint32, bpf.LimitState] // an array: Get and Put only, by index
+	Verdicts      Hash[bpf.VerdictKey, uint64]   // sums over the CPUs; never Put
+	LimitStates   Hash[uint32, bpf.LimitState]   // an array: Get and Put only, by index
+	Listeners     Hash[bpf.Listen, bpf.Listener] // never Put: programs do, and agent/datapath deletes
 
 	// Grace returns when all programs have ended that ran when it was called.
 	Grace func() error

@@ -26,11 +26,28 @@ func NewMemory(sizes Sizes) *Maps {
 		Addresses:     newMemoryHash[bpf.Address, uint32](n["addresses"]),
 		Frontends:     newMemoryHash[bpf.Frontend, uint32](n["frontends"]),
 		PolicySources: newMemoryHash[bpf.PolicySource, bpf.Rules](n["policy_sources"]),
-		PolicyBlocks:  newMemoryHash[bpf.PolicyBlock, bpf.Rules](n["policy_blocks"]),
+		PolicyBlocks:  memoryTrie{newMemoryHash[bpf.PolicyBlock, bpf.Rules](n["policy_blocks"])},
 		PolicyPorts:   newMemoryHash[bpf.PolicyPort, bpf.Rules](n["policy_ports"]),
 		Verdicts:      newMemoryHash[bpf.VerdictKey, uint64](n["verdicts"]),
 		LimitStates:   newMemoryHash[uint32, bpf.LimitState](n["limit_states"]),
+		Listeners:     newMemoryHash[bpf.Listen, bpf.Listener](n["workloads"]),
 		Grace:         func() error { return nil },
+	}
+}
+
+// memoryTrie finds the longest prefix, as a trie of the kernel does.
+type memoryTrie struct {
+	*memoryHash[bpf.PolicyBlock, bpf.Rules]
+}
+
+func (t memoryTrie) Get(key bpf.PolicyBlock) (rules bpf.Rules, ok bool, err error) {
+	for ; ; key.PrefixBits-- {
+		if rules, ok, err = t.memoryHash.Get(key); ok || err != nil || key.PrefixBits == 0 {
+			return rules, ok, err
+		}
+		if bit := int(key.PrefixBits) - 32 - 1; bit >= 0 {
+			key.Addr[bit/8] &^= 0x80 >> (bit % 8)
+		}
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/sidelight-mesh/sidelight/agent/cmd/sidelight/look"
 )
 
 // TestWhy makes connections that are allowed, denied and over a limit, and asks why, of these and of others.
@@ -78,7 +80,7 @@ func TestWhy(t *testing.T) {
 		}
 	}
 	out, _ := why("--json", "--from", "demo/web", "--to", service)
-	var answer whyAnswer
+	var answer look.Why
 	if err := json.Unmarshal([]byte(out), &answer); err != nil || len(answer.Now) != 1 || answer.Now[0].Outcome != "ok" || answer.Now[0].Endpoints[0].Policy.Verdict != "allow" {
 		t.Errorf("%v: %s", err, out)
 	}
