@@ -20,6 +20,7 @@
 
 #define CARRY_ROOM 400 /* for a state of any layout, on the stack */
 #define CARRY_NONE 0xffff /* there is no such place */
+#define CARRY_DONE 0xff /* the phase of an old state that was carried over; no other has it */
 
 /* As enum mesh_holds: a value keeps its meaning in all layouts. */
 #define CARRY_HOLDS_BACKEND 1
@@ -32,8 +33,9 @@ const volatile __u32 carry_size = 8;
 const volatile __u32 carry_size_before = 8;
 const volatile __u16 carry_from[CARRY_ROOM];
 
-/* Where in a state are: event.start_ns, decided.holds, traced; in the new one also event.flags, and of `decided` the backend and two limits. */
+/* Where in a state are: event.start_ns, phase, decided.holds, traced; in the new one also event.flags, and of `decided` the backend and two limits. */
 const volatile __u16 carry_start, carry_start_before;
+const volatile __u16 carry_phase, carry_phase_before;
 const volatile __u16 carry_holds = CARRY_NONE, carry_holds_before = CARRY_NONE;
 const volatile __u16 carry_traced_before;
 const volatile __u16 carry_flags;
@@ -139,8 +141,8 @@ static __always_inline void carry_count(void *now, __u32 held, __s64 n, bool of_
 }
 
 /*
- * What is held goes over once, whoever comes first, and whether or not the rest did. The old state goes on saying whether a SYN left: programs of before that
- * show a connection's address, or give back what was abandoned, ask for that.
+ * What is held goes over once, whoever comes first. The old state goes on saying whether a SYN left: programs of before that show a connection's address, or
+ * give back what was abandoned, ask for that. It is in the new state before it is counted there: who ends the connection in between gives it back.
  */
 static __always_inline void carry_held(void *before, void *now)
 {
@@ -151,8 +153,8 @@ static __always_inline void carry_held(void *before, void *now)
 	had = __sync_fetch_and_and(CARRY_AT(__u32, before, carry_holds_before), CARRY_HOLDS_IN_FLIGHT) & ~CARRY_HOLDS_IN_FLIGHT;
 	if (!had)
 		return;
-	carry_count(now, had, 1, carry_counts_loads, carry_counts_limits);
 	__sync_fetch_and_or(CARRY_AT(__u32, now, carry_holds), had);
+	carry_count(now, had, 1, carry_counts_loads, carry_counts_limits);
 }
 
 /* The state of a socket that has none in the new map, as a value for it. */
@@ -175,8 +177,8 @@ static __always_inline void carry_translate(__u64 *state, const void *before)
 }
 
 /*
- * Carries over what is known of a socket. It holds the socket's lock, or nothing happens to that meanwhile but its last close().
- * may_delete: that the hook has bpf_sk_storage_delete(), which is a constant.
+ * Carries over what is known of a socket, once: its old state is marked, so that who looks at it later does not make anew what a program has taken away since, to
+ * begin with the next connection. Whether there was room. may_delete: that the hook has bpf_sk_storage_delete(), and holds the socket's lock.
  */
 static __always_inline bool carry(void *sk, void *before, const bool may_delete)
 {
@@ -184,6 +186,8 @@ static __always_inline bool carry(void *sk, void *before, const bool may_delete)
 	void *now;
 	__u32 had;
 
+	if (*CARRY_AT(volatile __u8, before, carry_phase_before) == CARRY_DONE)
+		return true;
 	now = bpf_sk_storage_get(&connections, sk, NULL, 0);
 	if (now && *CARRY_AT(__u64, now, carry_start) < *CARRY_AT(__u64, before, carry_start_before) && may_delete) {
 		/* connect() was called again, and a program of before saw it. */
@@ -197,13 +201,17 @@ static __always_inline bool carry(void *sk, void *before, const bool may_delete)
 	}
 	if (!now) {
 		carry_translate(state, before);
+		if (*CARRY_AT(__u8, state, carry_phase) == CARRY_DONE) /* by somebody else, just now */
+			return true;
 		now = bpf_sk_storage_get(&connections, sk, state, BPF_SK_STORAGE_GET_F_CREATE);
 		if (!now) /* somebody else made it just now, or there is no room */
 			now = bpf_sk_storage_get(&connections, sk, NULL, 0);
 	}
-	if (now)
-		carry_held(before, now);
-	return now;
+	if (!now)
+		return false;
+	carry_held(before, now);
+	*CARRY_AT(volatile __u8, before, carry_phase_before) = CARRY_DONE;
+	return true;
 }
 
 static __always_inline bool carry_of(void *sk, const bool may_delete)

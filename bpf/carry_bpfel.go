@@ -55,6 +55,8 @@ const (
 	carryVarCarryLimitOpen       = "carry_limit_open"
 	carryVarCarryLimits          = "carry_limits"
 	carryVarCarryLoadOpen        = "carry_load_open"
+	carryVarCarryPhase           = "carry_phase"
+	carryVarCarryPhaseBefore     = "carry_phase_before"
 	carryVarCarrySize            = "carry_size"
 	carryVarCarrySizeBefore      = "carry_size_before"
 	carryVarCarryStart           = "carry_start"
@@ -155,6 +157,8 @@ type carryVariableSpecs struct {
 	CarryLimitOpen       *ebpf.VariableSpec `ebpf:"carry_limit_open"`
 	CarryLimits          *ebpf.VariableSpec `ebpf:"carry_limits"`
 	CarryLoadOpen        *ebpf.VariableSpec `ebpf:"carry_load_open"`
+	CarryPhase           *ebpf.VariableSpec `ebpf:"carry_phase"`
+	CarryPhaseBefore     *ebpf.VariableSpec `ebpf:"carry_phase_before"`
 	CarrySize            *ebpf.VariableSpec `ebpf:"carry_size"`
 	CarrySizeBefore      *ebpf.VariableSpec `ebpf:"carry_size_before"`
 	CarryStart           *ebpf.VariableSpec `ebpf:"carry_start"`
@@ -235,6 +239,8 @@ type carryVariables struct {
 	CarryLimitOpen       *ebpf.Variable `ebpf:"carry_limit_open"`
 	CarryLimits          *ebpf.Variable `ebpf:"carry_limits"`
 	CarryLoadOpen        *ebpf.Variable `ebpf:"carry_load_open"`
+	CarryPhase           *ebpf.Variable `ebpf:"carry_phase"`
+	CarryPhaseBefore     *ebpf.Variable `ebpf:"carry_phase_before"`
 	CarrySize            *ebpf.Variable `ebpf:"carry_size"`
 	CarrySizeBefore      *ebpf.Variable `ebpf:"carry_size_before"`
 	CarryStart           *ebpf.Variable `ebpf:"carry_start"`

@@ -95,8 +95,44 @@ func (d *Datapath) guardAgain() error {
 	if err != nil || !slices.ContainsFunc(links, func(name string) bool { return strings.HasPrefix(name, lookupLink) }) {
 		return err
 	}
-	_, err = d.GuardNamespaces()
-	return err
+	if _, err = d.GuardNamespaces(); err == nil {
+		return nil
+	}
+	if left := d.Unguarded(); left != nil {
+		return errors.Join(err, left)
+	}
+	return nil // it is about others, and said again when it is looked around
+}
+
+// Unguarded is an error if programs of before are in a network namespace that this process has not put its own into.
+func (d *Datapath) Unguarded() error {
+	_, links, err := d.pins.content(filepath.Base(d.pins.set))
+	if err != nil {
+		return err
+	}
+	d.mesh.mu.Lock()
+	defer d.mesh.mu.Unlock()
+	replaced := make(map[string]bool, len(d.mesh.lookups))
+	for _, l := range d.mesh.lookups {
+		replaced[l.name] = true
+	}
+	var errs []error
+	for _, name := range links {
+		if !strings.HasPrefix(name, lookupLink) || replaced[name] {
+			continue
+		}
+		l, err := d.pins.link(name)
+		if err != nil || l == nil {
+			errs = append(errs, err)
+			continue
+		}
+		info, err := l.Info()
+		if err == nil && info.NetNs() != nil && info.NetNs().NetnsInode != 0 {
+			err = fmt.Errorf("the program before is still in the network namespace with inode %d", info.NetNs().NetnsInode)
+		}
+		errs = append(errs, err, l.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // Carries says that maps take the place of others of another layout: before Attach, and until Settle.
@@ -120,6 +156,9 @@ func (d *Datapath) settleCarry() error {
 		return err
 	}
 	step()
+	if len(c.carriers.attached()) > 0 && !d.Tracing() && exists(c.pins.linkPath(traceName)) {
+		return fmt.Errorf("nothing has taken the place of program carry_%s", traceName)
+	}
 	if err := c.settle(&d.objects); err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -93,25 +94,23 @@ func (c *carry) setConstants(spec, mainSpec *ebpf.CollectionSpec) error {
 	values := map[string]any{
 		"carry_from": from, "carry_size": uint32(len(c.types[connectionsMap].value)), "carry_size_before": c.before[connectionsMap].info.ValueSize,
 	}
-	base := []string{}
+	var base, baseBefore []string
 	if c.mesh {
-		base = []string{"connection"}
+		base = []string{plainState}
 	}
-	baseBefore := []string{}
 	if c.hadMesh {
-		baseBefore = []string{"connection"}
+		baseBefore = []string{plainState}
 	}
 	type wanted struct {
 		name string
 		t    btf.Type
 		way  []string
 	}
-	join := func(a []string, b ...string) []string { return append(append([]string{}, a...), b...) }
+	under := func(base []string, way ...string) []string { return slices.Concat(base, way) }
 	places := []wanted{
-		{"carry_start", now, join(base, "event", "start_ns")},
-		{"carry_start_before", before, join(baseBefore, "event", "start_ns")},
-		{"carry_flags", now, join(base, "event", "flags")},
-		{"carry_traced_before", before, join(baseBefore, "traced")},
+		{"carry_start", now, under(base, "event", "start_ns")}, {"carry_start_before", before, under(baseBefore, "event", "start_ns")},
+		{"carry_phase", now, under(base, "phase")}, {"carry_phase_before", before, under(baseBefore, "phase")},
+		{"carry_flags", now, under(base, "event", "flags")}, {"carry_traced_before", before, under(baseBefore, "traced")},
 	}
 	switch {
 	case c.mesh && c.hadMesh:
@@ -208,7 +207,7 @@ func (c *carriers) attachTrace(p *pins) error {
 	if c == nil {
 		return nil
 	}
-	for _, t := range []namedProgram{{"state", c.objects.CarryState}, {"state_nested", c.objects.CarryStateNested}} {
+	for _, t := range []namedProgram{{traceName, c.objects.CarryState}, {"state_nested", c.objects.CarryStateNested}} {
 		if !exists(p.linkPath(t.name)) {
 			continue
 		}
@@ -247,6 +246,16 @@ func (c *carriers) walk(before *ebpf.Map) error {
 		return fmt.Errorf("walk over states: %w", err)
 	}
 	return nil
+}
+
+// traceName is the name of the first of them, and of its pin.
+const traceName = "state"
+
+func (c *carriers) attached() []traceLink {
+	if c == nil {
+		return nil
+	}
+	return c.trace
 }
 
 func (c *carriers) close() {

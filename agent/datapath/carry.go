@@ -119,9 +119,6 @@ func (p *pins) planCarry(set string, spec *ebpf.CollectionSpec, mesh bool) (_ *c
 			return nil, otherLayout(dir, "it has no map "+name)
 		}
 	}
-	if _, next := p.ringsBefore(set); next == beforeName(mostRings) {
-		return nil, otherLayout(dir, "agents have left too many event rings to read; start the version that was here last once more, and stop it when it has read them")
-	}
 	c.hadMesh = hasDecisions(c.before[connectionsMap])
 	wanted := layoutOf(spec)
 	for name, m := range spec.Maps {
@@ -143,6 +140,9 @@ func (p *pins) planCarry(set string, spec *ebpf.CollectionSpec, mesh bool) (_ *c
 		return nil, err
 	}
 	if c.newRing() {
+		if _, next := p.ringsBefore(set); next == beforeName(mostRings) {
+			return nil, otherLayout(dir, "agents have left too many event rings to read; start the version that was here last once more, and stop it when it has read them")
+		}
 		_, err = translateRecords(spec.Maps[formatsMap].Value, c.before[formatsMap].value)
 		if err != nil {
 			return nil, otherLayout(c.before[formatsMap].path, err.Error())
@@ -182,6 +182,9 @@ func (c *carry) plan(name string, spec *ebpf.MapSpec) (err error) {
 	return nil
 }
 
+// plainState is the member of a socket's state where there is a mesh that is all of it where there is none.
+const plainState = "connection"
+
 // translateState is for the state of a socket, which where there is a mesh is in a struct with what that decided.
 func (c *carry) translateState(now, before btf.Type) (translation, error) {
 	if c.mesh == c.hadMesh {
@@ -195,17 +198,16 @@ func (c *carry) translateState(now, before btf.Type) (translation, error) {
 	for i := range t {
 		t[i] = nowhere
 	}
-	const plain = "connection"
 	if c.mesh {
-		m := memberOf(now, plain)
+		m := memberOf(now, plainState)
 		if m == nil {
-			return nil, fmt.Errorf("there is no %s in %v", plain, now)
+			return nil, fmt.Errorf("there is no %s in %v", plainState, now)
 		}
 		return t, t.fill(m.Type, before, m.Offset.Bytes(), 0)
 	}
-	m := memberOf(before, plain)
+	m := memberOf(before, plainState)
 	if m == nil {
-		return nil, fmt.Errorf("there is no %s in %v", plain, before)
+		return nil, fmt.Errorf("there is no %s in %v", plainState, before)
 	}
 	return t, t.fill(now, m.Type, 0, m.Offset.Bytes())
 }
@@ -240,6 +242,9 @@ func (c *carry) separate(spec *ebpf.CollectionSpec) error {
 	}
 	// What was lost, and what was read of that.
 	for _, pair := range [][2]string{{"lost", "lost_read"}, {"lost_totals", "lost_totals_read"}, {"account", "account_before"}} {
+		if (c.before[pair[0]] == nil) != (c.before[pair[1]] == nil) {
+			return otherLayout(filepath.Join(c.pins.dir, c.set), fmt.Sprintf("it has only one of %s and %s", pair[0], pair[1]))
+		}
 		if c.shared[pair[0]] != nil && c.shared[pair[1]] != nil {
 			continue
 		}

@@ -45,9 +45,6 @@ func (c *carry) fillLedger(to *ebpf.Map, t entryTranslation) error {
 		id, _ := old.info.ID()
 		ledger.DataPath = uint64(id)
 	}
-	if c.newRing() {
-		ledger.Mixed = 1
-	}
 	return to.Put(uint32(0), &ledger)
 }
 
@@ -82,6 +79,29 @@ func (c *carry) fillArray(name string, to *ebpf.Map, t entryTranslation) error {
 	for i := range int(min(old.MaxEntries(), to.MaxEntries())) {
 		if entry := from[i*fromStep : (i+1)*fromStep]; !isZero(entry) {
 			value.into(into[i*step:i*step+len(value)], entry)
+		}
+	}
+	if name == loadsMap {
+		return c.forgetLoads(from, fromStep)
+	}
+	return nil
+}
+
+// forgetLoads clears what was counted of backends that there are none of any more: their indices may be others' before it is added up. No program can choose them.
+func (c *carry) forgetLoads(loads []byte, step int) error {
+	backends := c.before["backends"]
+	service, ok := place(backends.value, "service")
+	if !ok {
+		return nil
+	}
+	from, fromStep, err := mapAll(backends.Map)
+	if err != nil {
+		return err
+	}
+	defer unix.Munmap(from)
+	for i := range int(backends.MaxEntries()) {
+		if at := i*fromStep + int(service); isZero(from[at:at+4]) && (i+1)*step <= len(loads) {
+			clear(loads[i*step : (i+1)*step])
 		}
 	}
 	return nil
@@ -152,10 +172,6 @@ func as[T any](b []byte) (value T) {
 	return value
 }
 
-func bytesOf[T any](value *T) []byte {
-	return unsafe.Slice((*byte)(unsafe.Pointer(value)), unsafe.Sizeof(*value))
-}
-
 // sums adds up what the CPUs have, of a value that is made of numbers of 64 bits.
 func sums(perCPU []byte, size int) []byte {
 	sum := make([]byte, size)
@@ -205,7 +221,7 @@ func (c *carry) settleAccount(objects *bpf.Objects) error {
 	if err != nil {
 		return err
 	}
-	if err := objects.AccountBefore.Put(uint32(0), bytesOf(&account)); err != nil {
+	if err := objects.AccountBefore.Put(uint32(0), &account); err != nil {
 		return fmt.Errorf("keep account of before: %w", err)
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/bpf"
@@ -118,7 +119,7 @@ func Load(options Options) (_ *Datapath, err error) {
 		}
 	}
 	if err := d.prepare(&options, spec); err != nil {
-		return nil, err
+		return nil, errors.Join(err, d.letGo())
 	}
 	if err := d.inherit(); err != nil {
 		return nil, errors.Join(err, d.Close())
@@ -148,13 +149,18 @@ func Prepare(options Options) (*Datapath, error) {
 		spec.Maps[bpf.EventsMap].MaxEntries = size
 	}
 	if err := d.prepare(&options, spec); err != nil {
-		return nil, err
+		return nil, errors.Join(err, d.letGo())
 	}
 	if differs || !d.resumed || d.carry != nil && d.carry.arrived {
-		d.carry.close()
-		return nil, errors.Join(d.mesh.close(), d.objects.Close())
+		return nil, d.letGo()
 	}
 	return d, nil
+}
+
+// letGo frees what was loaded, before anything is attached or pinned.
+func (d *Datapath) letGo() error {
+	d.endCarry()
+	return errors.Join(d.mesh.close(), d.objects.Close())
 }
 
 // Lock makes this process the one that attends to what is pinned. After an error the Datapath is only good for Close.
@@ -259,23 +265,23 @@ func (d *Datapath) inherit() (err error) {
 		}
 	}
 	if d.ledger, err = openLedger(d.objects.Ledger, d.objects.Watchdog); err != nil || !d.resumed {
+		d.spec = nil
 		return err
 	}
 	d.resolveBase()
-	return errors.Join(d.losses.resume(&d.objects), d.openBefore())
+	err = errors.Join(d.losses.resume(&d.objects), d.openBefore())
+	d.spec = nil // megabytes that nobody needs again
+	return err
 }
 
 // resolveBase ends what an earlier process began that ended while it took a ring away: by how many there are, before there is one more.
 func (d *Datapath) resolveBase() {
-	if d.pins == nil {
-		return
-	}
 	set := d.pins.set
 	if c := d.carry; c != nil && !c.arrived {
 		set = c.set
 	}
 	before, _ := d.pins.ringsBefore(filepath.Base(set))
-	d.ledger.ringBase(len(before))
+	d.ledger.resolveBase(len(before))
 }
 
 // spec is the object, made for these options.
@@ -520,6 +526,9 @@ func (d *Datapath) Sweep(all bool, record func([]byte)) error {
 		have = copy(buf, buf[used:have])
 		if errors.Is(err, io.EOF) {
 			return d.trace.release(d)
+		}
+		if errors.Is(err, unix.EAGAIN) { // as walk has it
+			continue
 		}
 		if err != nil {
 			return fmt.Errorf("walk over sockets: %w", err)

@@ -131,15 +131,22 @@ func Monotonic() uint64 {
 	return uint64(now.Nano())
 }
 
-// ringBase is the position at which the oldest ring began; before: how many there are before that which programs write to.
-func (l *Ledger) ringBase(before int) uint64 {
+// resolveBase ends what somebody began who ended while he took a ring away; before: how many there are before that which programs write to.
+func (l *Ledger) resolveBase(before int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.page.NextBase != 0 {
-		if uint64(before) < l.page.NextRings { // who took the old one away ended then
-			l.page.RingBase = l.page.NextBase
-		}
-		l.page.NextBase = 0
+	if l.page.NextBase != 0 && uint64(before) < l.page.NextRings { // it is gone
+		l.page.RingBase = l.page.NextBase
+	}
+	l.page.NextBase = 0
+}
+
+// ringBase is the position at which the oldest ring began.
+func (l *Ledger) ringBase() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.page == nil {
+		return 0
 	}
 	return l.page.RingBase
 }

@@ -333,7 +333,7 @@ func (d *Datapath) RingAsked() uint32 { return d.ring.asked }
 func (d *Datapath) RingsBefore() (before []RingBefore, base uint64) {
 	d.ring.mu.Lock()
 	defer d.ring.mu.Unlock()
-	return slices.Clone(d.ring.before), d.ledger.ringBase(len(d.ring.before))
+	return slices.Clone(d.ring.before), d.ledger.ringBase()
 }
 
 // DropRingBefore is called when the first of RingsBefore is read and handed on. The next ring began at base. After an error it is still there.

@@ -102,7 +102,7 @@ func (t translation) fill(to, from btf.Type, at, fromAt uint32) error {
 	}
 }
 
-// value returns a value that was translated. A nil one is of the same layout.
+// value returns a value that was translated.
 func (t translation) value(from []byte) []byte {
 	out := make([]byte, len(t))
 	t.into(out, from)

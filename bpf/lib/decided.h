@@ -43,9 +43,9 @@ static __always_inline void decided_give(struct mesh_decided *d, __u32 what)
 /* TCP_CONNECT_CB: from here on the end of the connection is seen. */
 static __always_inline void decided_sent(struct mesh_decided *d)
 {
-	/* Nobody else is at it: the caller of connect() holds the socket, and before its SYN nothing comes for it. */
+	/* By an atomic, as all that changes it: who carries it over from maps of another layout holds no lock. */
 	if (d)
-		d->holds |= MESH_HOLDS_IN_FLIGHT;
+		__sync_fetch_and_or(&d->holds, MESH_HOLDS_IN_FLIGHT);
 }
 
 static __always_inline void decided_established(struct mesh_decided *d)

@@ -186,12 +186,17 @@ func (l *lasting) programs() map[string]ebpf.ProgramID {
 	return ids
 }
 
-// fails starts a version that does not work. One whose maps have another layout finds that out before it replaces anything.
-func (l *lasting) fails(bad string) {
+// What a version says that does not work: from one whose maps have another layout there is no way back but to start another.
+const (
+	putBackAgain = "this version does not work, the programs before it are put back"
+	noWayBack    = "there is no way back to the programs before"
+)
+
+// fails starts a version that does not work, and says so.
+func (l *lasting) fails(bad, text string) {
 	l.t.Helper()
 	out, err := l.command(bad).CombinedOutput()
-	said := strings.Contains(string(out), "the programs before it are put back") || strings.Contains(string(out), "the programs before it stay")
-	if exitCode(err) != exitFailed || !said {
+	if exitCode(err) != exitFailed || !strings.Contains(string(out), text) {
 		l.t.Errorf("%v: %s", err, out)
 	}
 }

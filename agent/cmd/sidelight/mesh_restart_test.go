@@ -109,7 +109,7 @@ func TestMeshRestarts(t *testing.T) {
 	var other, bad, otherLayout, badLayout string
 	rounds := len(ways) // a machine of the kernel matrix is slow: each way once
 	if hasSource() {
-		ways = append(ways, "upgrade", "rollback", "other layout", "other layout, killed", "other layout, takeover", "other layout, rollback", "other layout, renamed")
+		ways = append(ways, "upgrade", "rollback", "other layout", "other layout, killed", "other layout, takeover", "other layout, unready", "other layout, renamed")
 		other, bad = buildWith(t, "sidelight_other_programs"), buildWith(t, "sidelight_unready,sidelight_other_programs")
 		otherLayout, badLayout = otherLayoutProgram(t), buildWith(t, "sidelight_unready,sidelight_other_layout")
 		rounds = 26
@@ -160,17 +160,21 @@ func TestMeshRestarts(t *testing.T) {
 				if err := before.cmd.Wait(); err != nil {
 					t.Errorf("the agent that handed over: %v", err)
 				}
-			case "rollback", "other layout, rollback":
+			case "rollback":
+				w.stop()
+				w.restart() // with maps as those of the version that does not work
 				w.stop()
 				before := w.programs()
-				if way == "rollback" {
-					w.fails(bad)
-				} else {
-					w.fails(badLayout)
-				}
+				w.fails(bad, putBackAgain)
 				if after := w.programs(); !maps.Equal(before, after) {
 					t.Errorf("programs were %v and are %v", before, after)
 				}
+				w.restart()
+			case "other layout, unready":
+				w.stop()
+				w.restart()
+				w.stop()
+				w.fails(badLayout, noWayBack)
 				w.restart()
 			case "stop", "stop, renamed":
 				w.stop()
@@ -209,7 +213,7 @@ func TestRollback(t *testing.T) {
 	w.stop()
 	before := w.programs()
 	w.both(func() {
-		w.fails(bad)
+		w.fails(bad, putBackAgain)
 	})
 	if after := w.programs(); !maps.Equal(before, after) || len(after) < 8 {
 		t.Errorf("programs were %v and are %v", before, after)

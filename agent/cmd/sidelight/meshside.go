@@ -212,7 +212,7 @@ func (m *meshSide) applyLocked(s *model.Snapshot) error {
 	if err != nil {
 		// What is missing comes with the next look around.
 		m.logger.Warn("not all of the mesh is in force yet", "error", err)
-	} else {
+	} else if !m.datapath.Carries() { // else the one before is still in force, in other maps
 		m.inForceLocked(s)
 	}
 	if s != m.snapshot || first {

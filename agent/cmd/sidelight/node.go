@@ -129,7 +129,14 @@ func (n *node) settle() error {
 	}
 	n.succession.carried = n.datapath.Carries()
 	n.succession.uncarried = n.datapath.CarryFailed()
-	err := errors.Join(n.datapath.Commit(), n.mesh.guard())
+	err := n.datapath.Commit()
+	if guardErr := n.mesh.guard(); guardErr != nil {
+		if left := n.datapath.Unguarded(); left != nil {
+			err = errors.Join(err, guardErr, left)
+		} else { // it is about others, and said again when it is looked around
+			n.logger.Warn("not all inbound connections are judged", "error", guardErr)
+		}
+	}
 	if err == nil {
 		err = n.datapath.Unmix()
 	}
@@ -168,9 +175,6 @@ func (n *node) run(ctx context.Context, attached func()) error {
 		if err != nil {
 			return inputError{err}
 		}
-	}
-	if n.datapath.Carries() && failsReadiness {
-		return errors.Join(errors.New("this version does not work, the programs before it stay: it was built to fail"), n.stopCollector())
 	}
 	_, span := n.tracing.Start(ctx, spanAttach)
 	err = n.attach(n.logger)
