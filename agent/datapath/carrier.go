@@ -108,9 +108,12 @@ func (c *carry) setConstants(spec, mainSpec *ebpf.CollectionSpec) error {
 	}
 	under := func(base []string, way ...string) []string { return slices.Concat(base, way) }
 	places := []wanted{
-		{"carry_start", now, under(base, "event", "start_ns")}, {"carry_start_before", before, under(baseBefore, "event", "start_ns")},
-		{"carry_phase", now, under(base, "phase")}, {"carry_phase_before", before, under(baseBefore, "phase")},
-		{"carry_flags", now, under(base, "event", "flags")}, {"carry_traced_before", before, under(baseBefore, "traced")},
+		{"carry_start", now, under(base, "event", "start_ns")},
+		{"carry_start_before", before, under(baseBefore, "event", "start_ns")},
+		{"carry_phase", now, under(base, "phase")},
+		{"carry_phase_before", before, under(baseBefore, "phase")},
+		{"carry_flags", now, under(base, "event", "flags")},
+		{"carry_traced_before", before, under(baseBefore, "traced")},
 	}
 	switch {
 	case c.mesh && c.hadMesh:
