@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -129,6 +131,30 @@ func (l *lasting) interrupted(program string, step int) bool {
 		return nil
 	})
 	return died
+}
+
+// TestLayoutChangeUninstalled takes everything off in the midst of a change: nothing is left of either set.
+func TestLayoutChangeUninstalled(t *testing.T) {
+	w := newRestartWorld(t, restartMesh(0))
+	interrupted := buildWith(t, "sidelight_other_layout,sidelight_interrupted")
+	for _, step := range []int{2, 6, 15, 28} {
+		w.restart()
+		w.stop()
+		if !w.interrupted(interrupted, step) {
+			t.Fatalf("there is no step %d", step)
+		}
+		if out, err := exec.Command(program, "uninstall", "--pin-directory", w.pins).CombinedOutput(); err != nil || string(out) != "removed "+w.pins+"\n" {
+			t.Errorf("after step %d: %v: %s", step, err, out)
+		}
+		if _, err := os.Stat(w.pins); !os.IsNotExist(err) {
+			t.Errorf("after step %d: %v", step, err)
+		}
+		// Nobody's policies are in force any more.
+		to := netip.MustParseAddrPort(serverV4(1))
+		if got := w.rogue.do(meshOrder{To: to, Count: 1}); got.Answers[serverV4(1)] != 1 {
+			t.Errorf("after step %d: rogue: %+v", step, got)
+		}
+	}
 }
 
 // TestLayoutChangeHolds changes layout and sizes of maps while connections are open: limits go on to count them, and nothing is held in the end.
