@@ -19,6 +19,8 @@ import (
 //   - no more than that in between: what an old connect program takes of a limit is given back in the new maps
 //   - then what no hook came by is carried, when no old program runs any more. Until that is done the new limits lack it: so there may be up to twice of what a limit allows
 //     for that time
+//
+// It is part of Attach, so nobody else looks at the links yet: the control socket does not serve.
 func (d *Datapath) attachCarrying() error {
 	c := d.carry
 	if err := c.arrive(d.mesh.maps); err != nil {

@@ -50,8 +50,11 @@ type Options struct {
 type Datapath struct {
 	objects bpf.Objects
 	cgroup  Cgroup
-	linksMu sync.Mutex // of links, which are changed before others may ask, and when all is let go
+	// linksMu is held by who reads or changes links, but for Attach: nobody may ask before it has returned. Commit, Rollback and Detach may come while
+	// others ask.
+	linksMu sync.Mutex
 	links   []attached
+	room    map[string]uint32 // of each map in maps(), since load
 	trace   trace
 	losses  losses
 	mesh    meshState
@@ -385,7 +388,14 @@ func (d *Datapath) load(spec *ebpf.CollectionSpec, old map[string]*ebpf.Map) err
 			return err
 		}
 	}
-	return collection.Assign(&d.objects)
+	if err := collection.Assign(&d.objects); err != nil {
+		return err
+	}
+	d.room = make(map[string]uint32)
+	for name, m := range d.maps() {
+		d.room[name] = m.MaxEntries()
+	}
+	return nil
 }
 
 func silentBits(kinds []connection.Kind) uint32 {

@@ -113,8 +113,8 @@ func (d *Datapath) describeLinks(all *Inventory) error {
 func (d *Datapath) eachLink(f func(string, link.Link) error) error {
 	d.linksMu.Lock()
 	defer d.linksMu.Unlock()
-	for _, l := range d.links {
-		if err := f(l.name, l.Link); err != nil {
+	for i := range d.links {
+		if err := f(d.links[i].name, d.links[i].Link); err != nil {
 			return err
 		}
 	}
@@ -188,11 +188,5 @@ func (d *Datapath) Entries() map[string]uint64 {
 	return counted
 }
 
-// MaxEntries returns the room of each map. Safe for concurrent use.
-func (d *Datapath) MaxEntries() map[string]uint32 {
-	room := make(map[string]uint32)
-	for name, m := range d.maps() {
-		room[name] = m.MaxEntries()
-	}
-	return room
-}
+// MaxEntries returns the room of each map, which does not change. It takes no look at the kernel; the caller does not change it. Safe for concurrent use.
+func (d *Datapath) MaxEntries() map[string]uint32 { return d.room }

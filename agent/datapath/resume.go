@@ -140,6 +140,8 @@ func (d *Datapath) Rollback() error {
 func (d *Datapath) Commit() error {
 	d.committed = true
 	errs := []error{d.mesh.commit()}
+	d.linksMu.Lock()
+	defer d.linksMu.Unlock()
 	for i := range d.links {
 		if p := d.links[i].previous; p != nil {
 			errs = append(errs, p.Close())
