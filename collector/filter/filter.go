@@ -12,7 +12,7 @@
 // What is not known of a connection is absent: then == < =~ and in are false, and != and !~, which are their opposites, are true.
 //
 // An expression is checked when it is compiled: fields have types, and some of them a list of the values that there are. What it takes to evaluate one is
-// bounded by its length: there are no loops, no functions, and regular expressions are those of package regexp.
+// bounded: by its length, for there are no loops and no functions, and by the size of its regular expressions, which are those of package regexp.
 package filter
 
 import (

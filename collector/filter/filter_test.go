@@ -2,6 +2,7 @@ package filter
 
 import (
 	"net/netip"
+	"regexp/syntax"
 	"strings"
 	"testing"
 )
@@ -87,6 +88,9 @@ func TestMatch(t *testing.T) {
 		{`peer.address in (192.0.2.0/24, 2001:db8::/32)`, false, true},
 		{`peer.address != 10.0.0.0/8`, false, true},
 		{`peer.address =~ ":"`, false, true},
+		{`peer.address == ::ffff:10.1.2.3`, true, false},
+		{`peer.address == ::ffff:10.0.0.0/104`, true, false},
+		{`peer.workload =~ "^.{0,400}t$"`, false, true},
 	} {
 		e, err := Compile(c.text, fields)
 		if err != nil {
@@ -126,6 +130,9 @@ func TestFaults(t *testing.T) {
 		`peer.address==cart`:                  `filter, character 15: "cart" is neither an address nor a prefix, such as 10.0.0.0/8`,
 		`adopted==1`:                          `filter, character 10: adopted is true or false, and never "1"`,
 		`peer.workload=~"("`:                  "filter, character 16: error parsing regexp: missing closing ): `(`",
+		`peer.workload=~"(.{9}){999}"`:        "filter, character 16: error parsing regexp: invalid repeat count",
+		`peer.workload=~".{0,1000}"`:          "filter, character 16: the regular expressions take 2002 steps; use at most 1000, with shorter repetitions such as {0,10}",
+		`reason=~".{400}"||reason=~".{601}"`:  "filter, character 27: the regular expressions take 1005 steps; use at most 1000, with shorter repetitions such as {0,10}",
 		`"ä" == reason`:                       `filter, character 1: "\"ä\" == reas..." is no field; write FIELD == VALUE`,
 		`reason=="ä" && x`:                    `filter, character 9: reason is never "ä"; it is one of ok, refused, timeout`,
 		`peer.workload=="ä"&&x`:               "filter, character 21: there is no field x; --help lists",
@@ -136,6 +143,27 @@ func TestFaults(t *testing.T) {
 		_, err := Compile(text, fields)
 		if err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%.40s: %v\nwant %s", text, err, want)
+		}
+	}
+}
+
+// TestInstructions holds what is reckoned against what is compiled.
+func TestInstructions(t *testing.T) {
+	for _, text := range []string{
+		``, `a`, `abc`, `(?i)abc`, `.`, `[a-z]`, `^$`, `\b`, `(a)`, `(?:a)`, `()`, `a*`, `(ab)+`, `a?`, `a|bc|d`, `a|`, `|||`, `(a|b)*c`, `[^\x00-\x{10FFFF}]`, `a{0}`, `a{0,0}b`,
+		`a{3}`, `a{3,}`, `a{0,}`, `a{1,}`, `a{0,5}`, `a{2,5}`, `(a|bc){2,5}`, `((a{2}){3}){4}`, `(a*)*`, `(a*)+`, `(a?){3,7}`, `.{0,1000}`, `(?s).{0,9}?`, `(|a){9}`, `(){5}`, `\pL{3}`,
+	} {
+		parsed, err := syntax.Parse(text, syntax.Perl)
+		if err != nil {
+			t.Fatal(err)
+		}
+		reckoned := 2 + instructions(parsed)
+		program, err := syntax.Compile(parsed.Simplify())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(program.Inst); n > reckoned || n < reckoned/4 {
+			t.Errorf("%q has %d instructions, reckoned %d", text, n, reckoned)
 		}
 	}
 }

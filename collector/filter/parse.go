@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"regexp/syntax"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,10 +43,12 @@ var operators = []struct {
 	{">", more},
 }
 
-// mostText and mostDepth bound what somebody may ask an agent to look at.
+// mostText, mostDepth and mostSteps bound what somebody may ask an agent to look at. For each character of a value a regular expression may take as many
+// steps as its program has instructions, and {1000} in it makes a thousand of one.
 const (
 	mostText  = 4096
 	mostDepth = 64
+	mostSteps = 1000 // of all regular expressions together
 )
 
 // Compile reads an expression over fields. An error says at which character it is, and what can be there.
@@ -72,6 +75,7 @@ type parser struct {
 	at         int
 	fields     []Field
 	expression *Expression
+	steps      int // of regular expressions
 }
 
 // fault is an error at a byte of the text.
@@ -338,7 +342,7 @@ func (p *parser) compare(f *Field, name string, slot int, op operator, at int, v
 		if f.Type != Text && f.Type != Address {
 			return nil, p.fault(at, fmt.Errorf("%s is no text; use == or <", name))
 		}
-		expression, err := regexp.Compile(values[0].text)
+		expression, err := p.pattern(values[0].text)
 		if err != nil {
 			return nil, p.fault(values[0].at, err)
 		}
@@ -389,14 +393,60 @@ func (p *parser) compare(f *Field, name string, slot int, op operator, at int, v
 	return n, nil
 }
 
+// pattern compiles a regular expression, if it is small enough with those that there are already.
+func (p *parser) pattern(text string) (*regexp.Regexp, error) {
+	parsed, err := syntax.Parse(text, syntax.Perl)
+	if err != nil {
+		return nil, err
+	}
+	// Before it is compiled, which may take a hundred megabytes.
+	if p.steps += 2 + instructions(parsed); p.steps > mostSteps {
+		return nil, fmt.Errorf("the regular expressions take %d steps; use at most %d, with shorter repetitions such as {0,10}", p.steps, mostSteps)
+	}
+	return regexp.Compile(text)
+}
+
+// instructions is how many a regular expression has at most when it is compiled, but for the first and the last of the program.
+func instructions(of *syntax.Regexp) int {
+	n := 0
+	for _, sub := range of.Sub {
+		n += instructions(sub)
+	}
+	switch of.Op {
+	case syntax.OpLiteral:
+		n = len(of.Rune)
+	case syntax.OpCapture, syntax.OpStar:
+		n += 2
+	case syntax.OpPlus, syntax.OpQuest:
+		n++
+	case syntax.OpAlternate:
+		n += len(of.Sub) - 1
+	case syntax.OpRepeat:
+		switch {
+		case of.Max >= 0: // each of those that may be missing has a branch around it
+			n = of.Max*n + of.Max - of.Min
+		case of.Min == 0:
+			n += 2
+		default:
+			n = of.Min*n + 1
+		}
+	}
+	return max(1, n)
+}
+
+// parsePrefix reads an address or a prefix. IPv4 in IPv6 is IPv4, as with the values that it is compared with.
 func parsePrefix(text string) (netip.Prefix, error) {
 	if prefix, err := netip.ParsePrefix(text); err == nil {
+		if a := prefix.Addr(); a.Is4In6() && prefix.Bits() >= 96 {
+			prefix = netip.PrefixFrom(a.Unmap(), prefix.Bits()-96)
+		}
 		return prefix.Masked(), nil
 	}
 	a, err := netip.ParseAddr(text)
 	if err != nil {
 		return netip.Prefix{}, fmt.Errorf("%q is neither an address nor a prefix, such as 10.0.0.0/8", text)
 	}
+	a = a.Unmap()
 	return netip.PrefixFrom(a, a.BitLen()), nil
 }
 
