@@ -54,7 +54,8 @@ func keyOf(role connection.Role, id enrich.Identity, peer netip.Addr) Key {
 	return key
 }
 
-func overflowOf(role connection.Role) Key {
+// OverflowOf is the key of the overflow edge of a role.
+func OverflowOf(role connection.Role) Key {
 	return Key{Role: role, LocalWorkload: Overflow, PeerWorkload: Overflow}
 }
 
@@ -104,6 +105,7 @@ type Table struct {
 	evicted   uint64
 	// overflows is how many of the edges are overflow edges, which do not count towards the limit.
 	overflows int
+	aliases   *aliases
 }
 
 // NewTable returns a table of at most limit edges beside the overflow edges, one for each role.
@@ -149,7 +151,7 @@ func (t *Table) ConsumeLosses(losses []enrich.Loss) {
 	now := t.clock()
 	for i := range losses {
 		l := &losses[i]
-		key := overflowOf(l.Role)
+		key := OverflowOf(l.Role)
 		if l.Identity.Local != nil {
 			key = keyOf(l.Role, l.Identity, l.Peer)
 		}
@@ -167,18 +169,25 @@ func (t *Table) entry(key Key, sinceUnixNS int64, now time.Duration) *entry {
 	if key.IsOverflow() {
 		return t.overflow(key.Role, sinceUnixNS)
 	}
-	if len(t.edges)-t.overflows >= t.limit && !t.foldOldest(now) {
-		t.folded++
-		return t.overflow(key.Role, sinceUnixNS)
+	var oldest *entry
+	if len(t.edges)-t.overflows >= t.limit {
+		if oldest = t.foldable(now); oldest == nil {
+			t.folded++
+			return t.overflow(key.Role, sinceUnixNS)
+		}
 	}
 	e := &entry{key: key, sums: newSums(sinceUnixNS)}
+	t.aliases.add(e) // before one is folded that may be of its name
+	if oldest != nil {
+		t.fold(oldest)
+	}
 	t.edges[key] = e
 	return e
 }
 
 // overflow finds or makes the overflow edge of a role.
 func (t *Table) overflow(role connection.Role, sinceUnixNS int64) *entry {
-	key := overflowOf(role)
+	key := OverflowOf(role)
 	if e := t.edges[key]; e != nil {
 		return e
 	}
@@ -270,21 +279,31 @@ func (s *Sums) hangs(r *enrich.Record) {
 
 // Restore puts in edges of an earlier table, of which the snapshot was the last: counters go on from there. Gauges begin with 0, for whoever counts what is
 // open now. It is called before the first record; edges beyond the limit go to the overflow edge of their role.
-func (t *Table) Restore(edges []Edge) {
+func (t *Table) Restore(of Snapshot) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.clock()
-	for i := range edges {
-		sums := &edges[i].Sums
+	var folded []*Edge
+	for i := range of.Edges {
+		key, sums := of.Edges[i].Key, &of.Edges[i].Sums
 		sums.Open, sums.Connecting, sums.OldestConnectingNS = 0, 0, 0
 		// Those of this version: what was saved with others is left out.
 		if !sums.sameBounds() {
 			continue
 		}
-		e := t.entry(edges[i].Key, sums.SinceUnixNS, now)
+		e := t.entry(key, sums.SinceUnixNS, now)
 		e.sums.fold(sums)
 		e.sums.SinceUnixNS = min(e.sums.SinceUnixNS, sums.SinceUnixNS)
 		t.touch(e, now)
+		if e.overflow && !key.IsOverflow() {
+			folded = append(folded, &of.Edges[i])
+		}
+	}
+	for i := range of.Gone {
+		folded = append(folded, &of.Gone[i])
+	}
+	for _, f := range folded {
+		t.aliases.restore(f.Key, &f.Sums)
 	}
 }
 
@@ -314,13 +333,16 @@ func (t *Table) Counts() Counts {
 // Snapshot is a copy of the table at one moment.
 type Snapshot struct {
 	Edges []Edge
+	// Gone are counters of edges that were folded into the overflow edge of their role, whose sums have them, for each name of KeepAliases of which there
+	// is another edge. They have the key of one such edge, and no histograms.
+	Gone []Edge
 }
 
 // Snapshot copies the table. The order of edges is arbitrary.
 func (t *Table) Snapshot() Snapshot {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s := Snapshot{Edges: make([]Edge, 0, len(t.edges))}
+	s := Snapshot{Edges: make([]Edge, 0, len(t.edges)), Gone: t.aliases.snapshot()}
 	for key, e := range t.edges {
 		sums := &e.sums
 		copied := *sums

@@ -13,6 +13,7 @@ type entry struct {
 	seen     time.Duration // on the table's clock, of its last record
 	overflow bool          // it is the overflow edge of its role
 	ends     []ends        // under which the table has it
+	alias    *alias        // nil: nobody keeps it
 
 	// Neighbours in the list of edges without a live connection.
 	listed       bool
@@ -67,25 +68,38 @@ func (t *Table) touch(e *entry, now time.Duration) {
 	}
 }
 
-// foldOldest makes room for an edge, if there is one that nothing happened to for long enough: its sums go to the overflow edge.
-func (t *Table) foldOldest(now time.Duration) bool {
+// foldable is an edge that nothing happened to for long enough; nil: there is none.
+func (t *Table) foldable(now time.Duration) *entry {
 	e := t.idle.oldest
 	if t.foldAfter == 0 || e == nil || now-e.seen < t.foldAfter {
-		return false
+		return nil
 	}
+	return e
+}
+
+// fold makes room for an edge: the sums of this one go to the overflow edge.
+func (t *Table) fold(e *entry) {
 	// A new overflow edge has counted since the edge did that it is made of.
 	t.overflow(e.key.Role, e.sums.SinceUnixNS).sums.fold(&e.sums)
 	t.idle.remove(e)
+	t.aliases.fold(e)
 	delete(t.edges, e.key)
 	for _, of := range e.ends {
 		delete(t.ends, of)
 	}
 	t.evicted++
-	return true
 }
 
 // fold adds another edge's sums, of which nothing is open or connecting.
 func (s *Sums) fold(o *Sums) {
+	s.foldCounters(o)
+	s.ConnectDuration.merge(&o.ConnectDuration)
+	s.FirstByteDuration.merge(&o.FirstByteDuration)
+	s.ConnectionDuration.merge(&o.ConnectionDuration)
+	s.RTT.merge(&o.RTT)
+}
+
+func (s *Sums) foldCounters(o *Sums) {
 	s.Attempts += o.Attempts
 	s.Established += o.Established
 	s.Adopted += o.Adopted
@@ -97,10 +111,6 @@ func (s *Sums) fold(o *Sums) {
 	s.ReceivedBytes += o.ReceivedBytes
 	s.Retransmits += o.Retransmits
 	s.SYNRetransmits += o.SYNRetransmits
-	s.ConnectDuration.merge(&o.ConnectDuration)
-	s.FirstByteDuration.merge(&o.FirstByteDuration)
-	s.ConnectionDuration.merge(&o.ConnectionDuration)
-	s.RTT.merge(&o.RTT)
 }
 
 // merge adds another histogram with the same bounds.

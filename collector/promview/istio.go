@@ -72,6 +72,9 @@ func istioKeyOf(k edge.Key) istioKey {
 	return istioKey{"destination", peer, peerNamespace, local, localNamespace, service, serviceNamespace}
 }
 
+// IstioName is for edge.Table.KeepAliases: edges of one name are one to Istio.
+func IstioName(k edge.Key) any { return istioKeyOf(k) }
+
 func known(name string) string {
 	if name == "" {
 		return istioUnknown
@@ -140,18 +143,30 @@ type istioSums struct {
 
 func (s *istioSums) add(role connection.Role, e *edge.Sums) {
 	s.since = min(s.since, e.SinceUnixNS)
-	s.opened += e.Established + e.Adopted
+	s.count(role, e, func(sum *uint64, n uint64) { *sum += n })
+}
+
+// less takes away what is counted elsewhere.
+func (s *istioSums) less(role connection.Role, e *edge.Sums) {
+	s.count(role, e, func(sum *uint64, n uint64) { *sum -= min(n, *sum) })
+}
+
+func (s *istioSums) count(role connection.Role, e *edge.Sums, with func(sum *uint64, n uint64)) {
+	with(&s.opened, e.Established+e.Adopted)
 	for reason, n := range e.Closed {
 		if n > 0 {
-			s.closed[responseFlags(role, connection.Reason(reason))] += n
+			flags := responseFlags(role, connection.Reason(reason))
+			closed := s.closed[flags]
+			with(&closed, n)
+			s.closed[flags] = closed
 		}
 	}
 	sent, received := e.SentBytes, e.ReceivedBytes
 	if role == connection.Client {
 		sent, received = received, sent
 	}
-	s.sent += sent
-	s.received += received
+	with(&s.sent, sent)
+	with(&s.received, received)
 }
 
 // istio shows edges under Istio's names.
@@ -175,11 +190,11 @@ func (v *istio) describe(ch chan<- *prometheus.Desc) {
 	}
 }
 
-func (v *istio) collect(ch chan<- prometheus.Metric, edges []edge.Edge) {
+func (v *istio) collect(ch chan<- prometheus.Metric, of edge.Snapshot) {
 	// Summed first: of two series with the same labels the whole scrape would fail.
-	all := make(map[istioKey]*istioSums, len(edges))
-	for i := range edges {
-		e := &edges[i]
+	all := make(map[istioKey]*istioSums, len(of.Edges))
+	for i := range of.Edges {
+		e := &of.Edges[i]
 		key := istioKeyOf(e.Key)
 		s := all[key]
 		if s == nil {
@@ -188,6 +203,15 @@ func (v *istio) collect(ch chan<- prometheus.Metric, edges []edge.Edge) {
 			all[key] = s
 		}
 		s.add(e.Key.Role, &e.Sums)
+	}
+	// What was folded of a name that goes on stays with it, so that it does not fall. The overflow edge would count it a second time.
+	for i := range of.Gone {
+		e := &of.Gone[i]
+		s, overflow := all[istioKeyOf(e.Key)], all[istioKeyOf(edge.OverflowOf(e.Key.Role))]
+		if s != nil && overflow != nil {
+			overflow.less(e.Key.Role, &e.Sums)
+			s.add(e.Key.Role, &e.Sums)
+		}
 	}
 	for key, s := range all {
 		values, since := key.values(), time.Unix(0, s.since)

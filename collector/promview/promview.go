@@ -67,7 +67,7 @@ func New(edges func() edge.Snapshot, clock func() connection.Clock) *View {
 	}
 }
 
-// IstioAliases has the view show the same edges under Istio's names, too. It is called before the view is registered.
+// IstioAliases has the view show the same edges under Istio's names, too; for the table they are IstioName. It is called before the view is registered.
 func (v *View) IstioAliases(on bool) *View {
 	v.istio = nil
 	if on {
@@ -130,7 +130,7 @@ func (v *View) Collect(ch chan<- prometheus.Metric) {
 		v.histogram(ch, v.rtt, &s.RTT, clock, since, values)
 	}
 	if v.istio != nil {
-		v.istio.collect(ch, snapshot.Edges)
+		v.istio.collect(ch, snapshot)
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/sidelight-mesh/sidelight/collector/edge"
 	"github.com/sidelight-mesh/sidelight/collector/embedded"
 	"github.com/sidelight-mesh/sidelight/collector/meshreceiver"
+	"github.com/sidelight-mesh/sidelight/collector/promview"
 	"github.com/sidelight-mesh/sidelight/collector/queue"
 	"github.com/sidelight-mesh/sidelight/collector/tail"
 )
@@ -74,6 +75,9 @@ func (r records) close() {
 // open makes the table of edges and opens the access log.
 func (o *outputs) open(c *config.Config, boot attribute.Boot) (err error) {
 	o.edges = edge.NewTable(c.MaxEdges).FoldAfter(idleReports * c.ReportInterval)
+	if c.Prometheus.IstioAliases {
+		o.edges.KeepAliases(promview.IstioName)
+	}
 	if c.AccessLog == "off" {
 		return nil
 	}
