@@ -139,14 +139,6 @@ func appendEscaped(buf []byte, s string) []byte {
 // they are for those who show it.
 func AppendNames(buf []byte, r *enrich.Record) []byte {
 	l := line{buf[:len(buf)-len("}\n")]}
-	for _, of := range [...]struct {
-		name, namespace string
-		w               *enrich.Workload
-	}{{"local.workload", "local.namespace", r.Identity.Local}, {"peer.workload", "peer.namespace", r.Identity.Peer}} {
-		l.String(of.name, of.w.Name)
-		if of.w.Namespace != "" {
-			l.String(of.namespace, of.w.Namespace)
-		}
-	}
+	attribute.Names(&r.Identity, &l)
 	return append(l.buf, '}', '\n')
 }

@@ -137,6 +137,18 @@ func Connection(r *enrich.Record, to Sink) {
 	}
 }
 
+// Names gives the names of both ends to a sink, which are those of the edge. They are no part of the access log: they are for who looks at it.
+func Names(id *enrich.Identity, to Sink) {
+	to.String("local.workload", id.Local.Name)
+	if id.Local.Namespace != "" {
+		to.String("local.namespace", id.Local.Namespace)
+	}
+	to.String("peer.workload", id.Peer.Name)
+	if id.Peer.Namespace != "" {
+		to.String("peer.namespace", id.Peer.Namespace)
+	}
+}
+
 // NetworkType is what the packets are, whatever the family of the socket.
 func NetworkType(peer netip.Addr) string {
 	if peer.Is4() {

@@ -6,7 +6,6 @@ import (
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
 	"github.com/sidelight-mesh/sidelight/collector/attribute"
-	"github.com/sidelight-mesh/sidelight/collector/edge"
 	"github.com/sidelight-mesh/sidelight/collector/filter"
 )
 
@@ -99,18 +98,7 @@ func newMatcher(e *filter.Expression, boot attribute.Boot) *matcher {
 
 func (m *matcher) match(r *enrich.Record) bool {
 	clear(m.values)
-	// As on the edge, which is what top and metrics show.
-	key := edge.KeyOf(r)
-	for _, of := range [...]struct{ name, value string }{
-		{"local.workload", key.LocalWorkload},
-		{"local.namespace", key.LocalNamespace},
-		{"peer.workload", key.PeerWorkload},
-		{"peer.namespace", key.PeerNamespace},
-	} {
-		if of.value != "" {
-			m.String(of.name, of.value)
-		}
-	}
+	attribute.Names(&r.Identity, m)
 	if m.wants("log.record.uid") {
 		m.String("log.record.uid", m.boot.UID(r.Event.Key))
 	}

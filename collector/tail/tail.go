@@ -6,6 +6,7 @@
 package tail
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -26,14 +27,20 @@ import (
 const (
 	mostRecords = 1 << 14 // that wait for the filter: some 8 MB, a tenth of a second of what a node can do
 	mostBytes   = 1 << 20 // of lines that wait to be written
+	mostPiece   = 1 << 16 // of lines that are written at once, unless one is longer
 	mostReaders = 16
+	mostGuests  = mostReaders - 1 // so that there is a place for the owner
+	mostOfGuest = 4               // of the same user
 )
 
 // LostEvent is the event name of a line that tells how many lines its reader lost before it.
 const LostEvent = "sidelight.tail.lost"
 
-// ErrMany says that there are as many readers as may be.
-var ErrMany = fmt.Errorf("%d read already; wait until one ends", mostReaders)
+// ErrMany says that there are as many readers as may be, and ErrManyOfYours that one user has as many as he may.
+var (
+	ErrMany        = fmt.Errorf("%d read already; wait until one ends", mostReaders)
+	ErrManyOfYours = fmt.Errorf("%d of yours read already; end one", mostOfGuest)
+)
 
 // Tail is a pipeline.Sink of connections that ended. Safe for concurrent use.
 type Tail struct {
@@ -79,7 +86,7 @@ type Stream interface {
 	io.Writer
 	// Flush makes what was written visible to the reader.
 	Flush() error
-	// Abort makes a Write that hangs end soon; it is called during one.
+	// Abort makes a Write or Flush that hangs end soon; it is called during one.
 	Abort()
 }
 
@@ -88,6 +95,8 @@ type Options struct {
 	Filter *filter.Expression // nil: everything
 	// Names adds the names of both ends to each line, for who shows them.
 	Names bool
+	// Guest is the id of a user who is not the agent's owner; 0: it is the owner.
+	Guest uint32
 }
 
 // Follow writes lines until the context ends, the stream fails or Close is called. started is called when from now on nothing is missed.
@@ -102,29 +111,45 @@ func (t *Tail) Follow(ctx context.Context, to Stream, o Options, started func() 
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var filtering sync.WaitGroup
-	filtering.Go(func() { r.filter(ctx, t.ending) })
-	defer filtering.Wait()
-	defer cancel() // before it is waited for
-	// Who is told to end does not wait for a reader that does not read.
 	over := make(chan struct{})
+	var helpers sync.WaitGroup
+	helpers.Go(func() { r.filter(ctx, t.ending) })
+	helpers.Go(func() { r.hurry(over, t.ending, to) })
+	defer helpers.Wait()
+	defer cancel() // before they are waited for
 	defer close(over)
-	go func() {
-		select {
-		case <-t.ending:
-			select {
-			case <-over:
-			case <-time.After(patience):
-			}
-			to.Abort()
-		case <-over:
-		}
-	}()
 	return r.write(ctx, to)
 }
 
-// patience is how long a reader may take for the last lines.
-const patience = 100 * time.Millisecond
+// patience is how long a write may hang when the agent stops. It is looked at several times, so that a machine that stands still is not taken for a reader
+// who does.
+const (
+	patience = 100 * time.Millisecond
+	looks    = 5
+)
+
+// hurry sees to it that who stops the agent does not wait for a reader that does not read: it aborts a write that hangs. One that goes on is let go on.
+func (r *reader) hurry(over, ending <-chan struct{}, to Stream) {
+	select {
+	case <-ending:
+	case <-over:
+		return
+	}
+	last, seen := uint64(0), 0
+	for {
+		if now := r.writes.Load(); now%2 == 0 || now != last {
+			last, seen = now, 0
+		} else if seen++; seen == looks {
+			to.Abort()
+			return
+		}
+		select {
+		case <-over:
+			return
+		case <-time.After(patience / looks):
+		}
+	}
+}
 
 func (t *Tail) enter(r *reader) error {
 	t.mu.Lock()
@@ -138,8 +163,20 @@ func (t *Tail) enter(r *reader) error {
 	if now := t.readers.Load(); now != nil {
 		all = *now
 	}
-	if len(all) == mostReaders {
+	guests, yours := 0, 0
+	for _, o := range all {
+		if o.guest != 0 {
+			guests++
+			if o.guest == r.guest {
+				yours++
+			}
+		}
+	}
+	switch {
+	case len(all) == mostReaders || r.guest != 0 && guests == mostGuests:
 		return ErrMany
+	case yours == mostOfGuest:
+		return ErrManyOfYours
 	}
 	all = append(slices.Clone(all), r)
 	t.readers.Store(&all)
@@ -162,6 +199,8 @@ type reader struct {
 	tail    *Tail
 	matcher *matcher // nil: everything
 	names   bool
+	guest   uint32
+	writes  atomic.Uint64 // odd: one is under way
 
 	offered chan struct{} // something is in batches
 	mu      sync.Mutex
@@ -177,7 +216,7 @@ type reader struct {
 }
 
 func newReader(t *Tail, o Options) *reader {
-	r := &reader{tail: t, names: o.Names, offered: make(chan struct{}, 1), encoded: make(chan struct{}, 1)}
+	r := &reader{tail: t, names: o.Names, guest: o.Guest, offered: make(chan struct{}, 1), encoded: make(chan struct{}, 1)}
 	if o.Filter != nil {
 		r.matcher = newMatcher(o.Filter, t.boot)
 	}
@@ -230,6 +269,9 @@ func (r *reader) filter(ctx context.Context, ending <-chan struct{}) {
 		r.mu.Unlock()
 		for _, batch := range batches {
 			for i := range batch {
+				if ctx.Err() != nil {
+					return // it is gone, and an expression can take its time
+				}
 				if r.matcher == nil || r.matcher.match(&batch[i]) {
 					line = r.append(line[:0], &batch[i])
 					r.put(line)
@@ -301,10 +343,19 @@ func (r *reader) write(ctx context.Context, to Stream) error {
 		done := r.done
 		r.out.Unlock()
 		if len(buf) > 0 {
-			if _, err := to.Write(buf); err != nil {
-				return err
+			// In pieces, so that it shows who reads slowly and who does not read.
+			for rest := buf; len(rest) > 0; {
+				n := pieceOf(rest)
+				r.writes.Add(1)
+				_, err := to.Write(rest[:n])
+				if r.writes.Add(1); err != nil {
+					return err
+				}
+				rest = rest[n:]
 			}
-			if err := to.Flush(); err != nil {
+			r.writes.Add(1)
+			err := to.Flush()
+			if r.writes.Add(1); err != nil {
 				return err
 			}
 		}
@@ -312,6 +363,18 @@ func (r *reader) write(ctx context.Context, to Stream) error {
 			return nil
 		}
 	}
+}
+
+// pieceOf is how much of lines is written at once: whole ones, for who reads them as they come.
+func pieceOf(lines []byte) int {
+	if len(lines) <= mostPiece {
+		return len(lines)
+	}
+	end := bytes.LastIndexByte(lines[:mostPiece], '\n')
+	if end < 0 {
+		end = bytes.IndexByte(lines, '\n')
+	}
+	return end + 1
 }
 
 func hexadecimal(b []byte) string { return hex.EncodeToString(b) }

@@ -55,6 +55,7 @@ type sink struct {
 	writing atomic.Bool
 	aborted chan struct{}
 	once    sync.Once
+	pause   time.Duration // of each write
 }
 
 func newSink() *sink { return &sink{aborted: make(chan struct{})} }
@@ -68,6 +69,7 @@ func (s *sink) Write(b []byte) (int, error) {
 			return 0, errors.New("aborted")
 		}
 	}
+	time.Sleep(s.pause)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.text.Write(b)
@@ -75,6 +77,15 @@ func (s *sink) Write(b []byte) (int, error) {
 
 func (s *sink) Flush() error { return nil }
 func (s *sink) Abort()       { s.once.Do(func() { close(s.aborted) }) }
+
+func (s *sink) wasAborted() bool {
+	select {
+	case <-s.aborted:
+		return true
+	default:
+		return false
+	}
+}
 
 func (s *sink) String() string {
 	s.mu.Lock()
@@ -339,6 +350,45 @@ func TestEndWithReaderThatDoesNotRead(t *testing.T) {
 	}
 }
 
+// TestEndWithReaderThatReads: who reads is never aborted, neither while there is more for him than he takes in a moment nor when he is done.
+func TestEndWithReaderThatReads(t *testing.T) {
+	tail := New(fixture.Boot)
+	quick, slow := newSink(), newSink()
+	slow.pause = patience / 10
+	stops := []func() error{follow(t, tail, quick, Options{}), follow(t, tail, slow, Options{})}
+	tail.Consume(connections(1, 1))
+	fixture.Eventually(t, "him to read", slow.writing.Load)
+	// As much as he has room for: it takes him longer than patience.
+	for i := range 8 {
+		tail.Consume(connections(2+i*1000, 1000))
+	}
+	tail.Close()
+	fixture.Eventually(t, "the readers to end", func() bool { return !tail.Watched() })
+	for _, stop := range stops {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	}
+	time.Sleep(3 * patience)
+	for _, s := range []*sink{quick, slow} {
+		if lines, lost := count(t, s.String()); s.wasAborted() || lines+lost != 8001 {
+			t.Errorf("aborted: %v, with %d lines and %d lost", s.wasAborted(), lines, lost)
+		}
+	}
+}
+
+// TestFilterThatTakesItsTime: a reader that is gone costs nothing any more, whatever waits for its filter.
+func TestFilterThatTakesItsTime(t *testing.T) {
+	r := newReader(New(fixture.Boot), Options{})
+	r.offer(connections(1, mostRecords))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	r.filter(ctx, nil)
+	if len(r.lines) > 0 || r.lost > 0 || !r.done {
+		t.Errorf("%d bytes and %d lost for one who is gone, done: %v", len(r.lines), r.lost, r.done)
+	}
+}
+
 // TestFloodBeforeTheFilter: what finds no room before the filter is lost, counted and told.
 func TestFloodBeforeTheFilter(t *testing.T) {
 	r := newReader(New(fixture.Boot), Options{})
@@ -372,6 +422,33 @@ func TestMostReaders(t *testing.T) {
 	}
 	if tail.Watched() {
 		t.Error("nobody reads")
+	}
+}
+
+// TestMostReadersOfOne: nobody takes the places of others, and all guests together not the owner's.
+func TestMostReadersOfOne(t *testing.T) {
+	tail := New(fixture.Boot)
+	var stops []func() error
+	for i := range mostGuests {
+		guest := uint32(1000 + i/mostOfGuest)
+		stops = append(stops, follow(t, tail, newSink(), Options{Guest: guest}))
+		if i%mostOfGuest == mostOfGuest-1 {
+			if err := tail.Follow(t.Context(), newSink(), Options{Guest: guest}, nil); !errors.Is(err, ErrManyOfYours) {
+				t.Errorf("one more of %d: %v", guest, err)
+			}
+		}
+	}
+	if err := tail.Follow(t.Context(), newSink(), Options{Guest: 2000}, nil); !errors.Is(err, ErrMany) {
+		t.Errorf("one more guest: %v", err)
+	}
+	stops = append(stops, follow(t, tail, newSink(), Options{}))
+	if err := tail.Follow(t.Context(), newSink(), Options{}, nil); !errors.Is(err, ErrMany) {
+		t.Errorf("one more of the owner's: %v", err)
+	}
+	for _, stop := range stops {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
