@@ -13,8 +13,6 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Control answers on a socket of the file system what is not for everybody who can connect to a port: only its owner may, and a group if it is given
@@ -68,55 +66,38 @@ func ListenControl(path string, group int) (*Control, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("protect the control socket: %w", err), listener.Close(), os.Remove(temporary))
 	}
+	places := newPlaces(mostConnections, mostGuestConnections, mostConnectionsOfGuest)
 	return &Control{
-		listener: &unlinking{Listener: listener, path: path},
-		server:   &http.Server{ReadHeaderTimeout: 10 * time.Second, ConnContext: withCaller},
+		listener: &unlinking{Listener: &bounded{listener, places}, path: path},
+		server:   &http.Server{ReadHeaderTimeout: idleTime, IdleTimeout: idleTime, WriteTimeout: writeTime, MaxHeaderBytes: mostHeader, ConnContext: withCaller},
 	}, nil
 }
 
+// groupMay is what a group is given of the directory: to go through it.
+const groupMay = 0o010
+
 func makeDirectory(dir string, group int) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil || group == NoGroup {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	info, err := os.Stat(dir)
 	if err != nil {
 		return err
 	}
+	mode := info.Mode().Perm() &^ 0o070
+	if group == NoGroup {
+		if info.Mode().Perm()&0o070 != groupMay {
+			return nil // it is not what we gave
+		}
+		if err := os.Chmod(dir, mode); err != nil && !errors.Is(err, fs.ErrPermission) { // then we did not give it
+			return err
+		}
+		return nil
+	}
 	if err := os.Chown(dir, -1, group); err != nil {
 		return err
 	}
-	return os.Chmod(dir, info.Mode().Perm()&^0o070|0o010)
-}
-
-type callerKey struct{}
-
-// withCaller keeps who connected: the kernel says so.
-func withCaller(ctx context.Context, c net.Conn) context.Context {
-	unixConn, ok := c.(*net.UnixConn)
-	if !ok {
-		return ctx
-	}
-	raw, err := unixConn.SyscallConn()
-	if err != nil {
-		return ctx
-	}
-	var caller *unix.Ucred
-	if err := raw.Control(func(fd uintptr) { caller, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil || caller == nil {
-		return ctx
-	}
-	return context.WithValue(ctx, callerKey{}, caller.Uid)
-}
-
-// OwnerOnly is a handler for root, and for who the agent runs as. Members of the group may look, and change nothing.
-func OwnerOnly(handler http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		uid, known := r.Context().Value(callerKey{}).(uint32)
-		if !known || uid != 0 && int(uid) != os.Geteuid() {
-			http.Error(w, "only its owner may ask this of an agent", http.StatusForbidden)
-			return
-		}
-		handler.ServeHTTP(w, r)
-	})
+	return os.Chmod(dir, mode|groupMay)
 }
 
 // unlinking removes the socket's file when it is closed.
@@ -138,7 +119,7 @@ func (u *unlinking) Close() error {
 	return err
 }
 
-// Serve answers until Shutdown.
+// Serve answers until Shutdown. An answer that is made in memory is for Answers, and one that goes on sets deadlines of its own.
 func (c *Control) Serve(handler http.Handler) error {
 	c.server.Handler = handler
 	if err := c.server.Serve(c.listener); !errors.Is(err, http.ErrServerClosed) {
@@ -199,8 +180,12 @@ func FollowControl(ctx context.Context, path, what string) (io.ReadCloser, error
 }
 
 func remedy(err error) string {
-	if errors.Is(err, fs.ErrPermission) {
+	var dial *net.OpError
+	switch {
+	case errors.Is(err, fs.ErrPermission):
 		return "only root may, or the members of its control_group"
+	case !errors.As(err, &dial) || dial.Op != "dial":
+		return "it hung up or does not answer: it stops, or has as many connections as it takes; ask again"
 	}
 	return "name its state directory with --state-directory"
 }

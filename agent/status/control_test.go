@@ -86,6 +86,35 @@ func TestControlGroup(t *testing.T) {
 	}
 }
 
+// TestControlGroupTakenBack: what a group was given of the directory it loses, and what it has otherwise it keeps.
+func TestControlGroupTakenBack(t *testing.T) {
+	for name, c := range map[string]struct {
+		mode, want os.FileMode
+		group      int
+	}{
+		"given":          {0o700, 0o700, os.Getegid()},
+		"given, as well": {0o755, 0o705, os.Getegid()},
+		"not given":      {0o750, 0o750, NoGroup},
+	} {
+		dir := t.TempDir()
+		if err := os.Chmod(dir, c.mode); err != nil {
+			t.Fatal(err)
+		}
+		for _, group := range []int{c.group, NoGroup} {
+			socket, err := ListenControl(filepath.Join(dir, "control.sock"), group)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := socket.Shutdown(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != c.want {
+			t.Errorf("%s: %v, %v, want %v", name, info.Mode(), err, c.want)
+		}
+	}
+}
+
 // TestOwnerOnly: who is not known is nobody's owner.
 func TestOwnerOnly(t *testing.T) {
 	s := start(t, OwnerOnly(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "yours") })))

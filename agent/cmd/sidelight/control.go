@@ -9,6 +9,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -63,29 +64,38 @@ func controlGroup(name string) (int, error) {
 	return strconv.Atoi(group.Gid)
 }
 
-// controlHandler answers on the control socket. Who may connect may look; only root may have the agent do something.
+// controlHandler answers on the control socket. Who may connect may look; only root may have the agent do something, or see of the access log what is past,
+// for the log has a mode of its own.
 func (n *node) controlHandler() http.Handler {
-	mux := http.NewServeMux()
+	mux, answers := http.NewServeMux(), status.NewAnswers()
 	mux.Handle("GET "+handoverPath, status.OwnerOnly(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		n.asked.Do(func() { close(n.handover) })
 		fmt.Fprintln(w, "handing over")
 	})))
-	mux.HandleFunc("GET "+edgesPath, func(w http.ResponseWriter, _ *http.Request) {
-		snapshot := n.snapshot()
+	mux.Handle("GET "+edgesPath, answers.Bound(func(w http.ResponseWriter, r *http.Request) {
+		snapshot := n.snapshotFor(r.Context())
 		at, monotonic := time.Now(), datapath.Monotonic()
 		answerJSON(w, &look.Edges{At: at, MonotonicNS: monotonic, Rung: n.budget.rung(), Edges: look.EdgesOf(&snapshot)}, nil)
-	})
-	mux.HandleFunc("GET "+statusPath, func(w http.ResponseWriter, r *http.Request) {
+	}))
+	mux.Handle("GET "+statusPath, answers.Bound(func(w http.ResponseWriter, r *http.Request) {
 		s, err := n.status(r.Context())
 		answerJSON(w, s, err)
-	})
+	}))
 	mux.HandleFunc("GET "+tailPath, n.serveTail)
-	mux.HandleFunc("GET "+whyPath, n.serveWhy)
+	why := answers.Bound(n.serveWhy)
+	ofLog := status.OwnerOnly(why)
+	mux.HandleFunc("GET "+whyPath, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Has("connection") {
+			ofLog.ServeHTTP(w, r)
+			return
+		}
+		why.ServeHTTP(w, r)
+	})
 	if n.mesh != nil {
-		mux.HandleFunc("GET "+meshPath, func(w http.ResponseWriter, _ *http.Request) {
+		mux.Handle("GET "+meshPath, answers.Bound(func(w http.ResponseWriter, _ *http.Request) {
 			report, err := n.mesh.report()
 			answerJSON(w, report, err)
-		})
+		}))
 	}
 	return mux
 }
@@ -106,7 +116,7 @@ const (
 )
 
 func (n *node) serveTail(w http.ResponseWriter, r *http.Request) {
-	o := tail.Options{Names: r.FormValue(tailNames) != ""}
+	o := tail.Options{Names: r.FormValue(tailNames) != "", Guest: status.Guest(r.Context())}
 	if text := r.FormValue(tailFilter); text != "" {
 		var err error
 		if o.Filter, err = filter.Compile(text, tail.Fields()); err != nil {
@@ -114,7 +124,7 @@ func (n *node) serveTail(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	stream := controlStream{w, http.NewResponseController(w)}
+	stream := &controlStream{w: w, controller: http.NewResponseController(w), within: tailPatience}
 	started := false
 	err := n.tail.Follow(r.Context(), stream, o, func() error {
 		started = true
@@ -125,15 +135,47 @@ func (n *node) serveTail(w http.ResponseWriter, r *http.Request) {
 	if err != nil && !started {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 	}
+	stream.move() // for the end of the answer
 }
+
+// tailPatience is how long who follows the log may read nothing while there is something to read.
+const tailPatience = 30 * time.Second
 
 // controlStream is a tail.Stream.
 type controlStream struct {
-	io.Writer
-	*http.ResponseController
+	w          io.Writer
+	controller *http.ResponseController
+	within     time.Duration
+
+	mu      sync.Mutex
+	aborted bool
 }
 
-func (s controlStream) Abort() { _ = s.SetWriteDeadline(time.Now()) } // else the end of the server cuts it
+// move gives a write its time. Where there can be no deadline, the end of the server cuts it.
+func (s *controlStream) move() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.aborted {
+		_ = s.controller.SetWriteDeadline(time.Now().Add(s.within))
+	}
+}
+
+func (s *controlStream) Write(b []byte) (int, error) {
+	s.move()
+	return s.w.Write(b)
+}
+
+func (s *controlStream) Flush() error {
+	s.move()
+	return s.controller.Flush()
+}
+
+func (s *controlStream) Abort() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.aborted = true
+	_ = s.controller.SetWriteDeadline(time.Now())
+}
 
 // asking is what commands have in common that ask an agent's control socket.
 type asking struct {

@@ -153,8 +153,11 @@ func (n *node) settle() error {
 
 // snapshot returns the edges with everything in them that the kernel had told by the time of the call. If the ring cannot be drained
 // in time, what is not read yet is missing until the next.
-func (n *node) snapshot() edge.Snapshot {
-	ctx, cancel := context.WithTimeout(context.Background(), auditTime)
+func (n *node) snapshot() edge.Snapshot { return n.snapshotFor(context.Background()) }
+
+// snapshotFor does the same for who waits for it no longer than a context.
+func (n *node) snapshotFor(ctx context.Context) edge.Snapshot {
+	ctx, cancel := context.WithTimeout(ctx, auditTime)
 	defer cancel()
 	if err := n.drain(ctx); err != nil {
 		n.logger.Debug("the ring was not drained for a report", "error", err)

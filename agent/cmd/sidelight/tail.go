@@ -33,7 +33,8 @@ func tailCommand() *cobra.Command {
 		Long: `Follow the access log of a running agent, whether it writes one or not: a line for each connection that ends, as text on a terminal and
 else as JSON, which is the same line as that of the log. What the agent's budget leaves out of its log is left out here.
 
-Who reads slower than lines come loses some, and the agent never waits. How many is said where they are missing, as text or as
+Who reads slower than lines come loses some, and the agent never waits; who reads nothing for half a minute is cut. How many were lost is said where they are
+missing, as text or as
 
   {"event.name":"` + tail.LostEvent + `","sidelight.lost":N}
 
@@ -112,6 +113,9 @@ func copyLines(out io.Writer, from io.Reader, show func([]byte) []byte, most uin
 			}
 			if errors.Is(err, io.EOF) {
 				return errors.New("the agent has ended")
+			}
+			if errors.Is(err, io.ErrUnexpectedEOF) {
+				return fmt.Errorf("the agent hung up: it was killed, or nothing was read for %v", tailPatience)
 			}
 			return fmt.Errorf("follow the agent's log: %w", err)
 		}

@@ -88,7 +88,7 @@ func (f *topFlags) run(ctx context.Context, out io.Writer, text string) error {
 		return inputError{err}
 	}
 	if !f.json && !f.once {
-		return look.RunTop(ctx, f.edges, look.TopOptions{Interval: f.interval, Sort: sort, Filter: text, Paint: paint})
+		return look.RunTop(ctx, f.edges, look.TopOptions{First: before, Interval: f.interval, Sort: sort, Filter: text, Paint: paint})
 	}
 	tick := time.NewTicker(f.interval)
 	defer tick.Stop()

@@ -302,6 +302,29 @@ func TestStatusLines(t *testing.T) {
 	golden(t, "status-bare.txt", bare.Lines(false))
 }
 
+// TestTopBegins: what was asked for before is not asked for again.
+func TestTopBegins(t *testing.T) {
+	before, after := twoLooks()
+	asked := 0
+	m, err := newTop(t.Context(), func(context.Context) (*Edges, error) {
+		asked++
+		return after, nil
+	}, TopOptions{First: before, Interval: LeastInterval, Sort: ByRate})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if message := m.Init()(); asked != 0 {
+		t.Errorf("it asks at once")
+	} else if _, look := m.Update(message); look == nil {
+		t.Error("it does not ask")
+	} else {
+		m.Update(look())
+	}
+	if asked != 1 || m.before != before || m.report == nil {
+		t.Errorf("it asked %d times, and has a report: %v", asked, m.report != nil)
+	}
+}
+
 // press is a key as a terminal sends it.
 func press(text string) tea.KeyPressMsg {
 	special := map[string]rune{"enter": tea.KeyEnter, "esc": tea.KeyEscape, "backspace": tea.KeyBackspace, "down": tea.KeyDown, "up": tea.KeyUp, "pgdown": tea.KeyPgDown, "end": tea.KeyEnd, "home": tea.KeyHome}
@@ -359,6 +382,13 @@ func TestTopProgram(t *testing.T) {
 	if len(m.report.Edges) != 1 || !strings.Contains(screen(), "filter peer==cart") {
 		t.Errorf("%d edges: %s", len(m.report.Edges), screen())
 	}
+	do(tea.PasteMsg{Content: "peer==db"}) // where nothing is written
+	keys("/", "backspace", "backspace", "backspace", "backspace")
+	do(tea.PasteMsg{Content: "cart\r\n|| peer==db\n"})
+	if keys("enter"); m.text != "peer==cart || peer==db" {
+		t.Errorf("filter %q", m.text)
+	}
+	do(tea.KeyPressMsg{Text: "/", Code: '/'}, tea.KeyPressMsg{Code: 'u', Mod: tea.ModCtrl}, tea.PasteMsg{Content: "peer==cart"}, press("enter"))
 	keys("/", "=", "enter")
 	if !m.editing || !strings.Contains(screen(), "is not expected") {
 		t.Errorf("a wrong filter: %s", screen())

@@ -17,6 +17,7 @@ import (
 
 // TopOptions are how top begins; all of it can be changed while it runs.
 type TopOptions struct {
+	First    *Edges // nil: it is asked for
 	Interval time.Duration
 	Sort     Sort
 	Filter   string
@@ -71,7 +72,7 @@ type top struct {
 }
 
 func newTop(ctx context.Context, ask func(context.Context) (*Edges, error), o TopOptions) (*top, error) {
-	m := &top{ctx: ctx, ask: ask, interval: o.Interval, sort: o.Sort, paint: o.Paint, text: o.Filter, width: 80, height: 24}
+	m := &top{ctx: ctx, ask: ask, interval: o.Interval, sort: o.Sort, paint: o.Paint, text: o.Filter, width: 80, height: 24, after: o.First}
 	var err error
 	m.filter, err = CompileEdges(o.Filter)
 	return m, err
@@ -99,7 +100,15 @@ func (m *top) look() tea.Msg {
 }
 
 // Init asks for the first time.
-func (m *top) Init() tea.Cmd { return m.look }
+func (m *top) Init() tea.Cmd {
+	if m.after != nil {
+		return m.later(m.soon())
+	}
+	return m.look
+}
+
+// soon is when to look for the second time, so that there is something to see.
+func (m *top) soon() time.Duration { return min(m.interval, time.Second) }
 
 // Update takes what happened.
 func (m *top) Update(message tea.Msg) (tea.Model, tea.Cmd) {
@@ -114,6 +123,10 @@ func (m *top) Update(message tea.Msg) (tea.Model, tea.Cmd) {
 		return m, m.look
 	case answer:
 		return m, m.answered(message)
+	case tea.PasteMsg:
+		if m.editing {
+			m.edit += strings.NewReplacer("\r\n", " ", "\n", " ", "\r", " ").Replace(strings.TrimRight(message.Content, "\r\n")) // it is one line
+		}
 	case tea.KeyPressMsg:
 		if m.editing {
 			m.edited(message)
@@ -128,7 +141,7 @@ func (m *top) answered(a answer) tea.Cmd {
 	next := m.interval
 	if m.fault = a.err; a.err == nil && !m.paused {
 		if m.before, m.after = m.after, a.edges; m.before == nil {
-			next = min(next, time.Second) // so that there is something to see
+			next = m.soon()
 		}
 		m.compare()
 	}
