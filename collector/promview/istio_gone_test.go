@@ -132,7 +132,7 @@ func TestIstioNeverFalls(t *testing.T) {
 	table := newAging(8)
 	before := make(map[string]float64)
 	kept, evicted := 0, uint64(0)
-	for range 400 {
+	for range 200 {
 		table.now += time.Duration(random.IntN(20)) * time.Second
 		table.connection(connection.Role(1+random.IntN(2)), of("web", "cart", "unknown", edge.Overflow), of("web", "external", "unknown", edge.Overflow), of(ipv4, ipv6),
 			connection.Reason(random.IntN(int(connection.ReasonCount))))

@@ -383,9 +383,15 @@ func TestControlGroup(t *testing.T) {
 		group uint32
 		what  string
 		want  string
-	}{{member, statusPath, "200"}, {member, edgesPath, "200"}, {member, handoverPath, "403"},
-		{member, whyPath + "?to=192.0.2.1:80", "400"}, {member, whyPath + "?connection=x", "403"}, // without a mesh; a line of the log
-		{other, statusPath, "000"}, {other, handoverPath, "000"}} {
+	}{
+		{member, statusPath, "200"},
+		{member, edgesPath, "200"},
+		{member, handoverPath, "403"},
+		{member, whyPath + "?to=192.0.2.1:80", "400"},
+		{member, whyPath + "?connection=x", "403"}, // without a mesh; a line of the log
+		{other, statusPath, "000"},
+		{other, handoverPath, "000"},
+	} {
 		if got := ask(c.group, c.what); got != c.want {
 			t.Errorf("a member of %d asks for %s: %s, want %s", c.group, c.what, got, c.want)
 		}
