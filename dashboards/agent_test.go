@@ -1,6 +1,7 @@
 package dashboards
 
 import (
+	"math"
 	"strconv"
 	"testing"
 	"time"
@@ -24,6 +25,7 @@ const (
 	meshSweep  = 10 * time.Second
 	// In the last ten minutes the budget is broken, the ring was full for a while, and an endpoint is out.
 	meshTrouble = 20 * time.Minute
+	noTrouble   = time.Duration(math.MaxInt64)
 )
 
 var meshStart = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -36,12 +38,23 @@ type agent struct {
 	identity map[connection.Key]enrich.Identity
 	open     map[connection.Key]told // the last that was told of them
 	now      time.Duration
+	started  time.Duration
+	trouble  time.Duration // when it begins
+	closes   uint64
 
-	kernel    account.Kernel
-	closes    uint64
-	endpoints map[endpointKey]*endpointCounts
-	verdicts  map[verdictKey]uint64
-	rejected  map[string]uint64
+	*dataPath
+}
+
+// dataPath is what outlives an agent.
+type dataPath struct {
+	since        time.Time
+	agents       uint64
+	alone        time.Duration
+	kernel       account.Kernel
+	endpoints    map[endpointKey]*endpointCounts
+	verdicts     map[verdictKey]uint64
+	rejected     map[string]uint64
+	lost, spared uint64 // events without room in the ring, and ejections that were not made
 }
 
 type endpointKey struct{ service, namespace, endpoint string }
@@ -51,13 +64,21 @@ type endpointCounts struct{ picks, failed, open uint64 }
 type verdictKey struct{ policy, rule, verdict, dry string }
 
 func newAgent() *agent {
-	a := &agent{
-		table: edge.NewTable(1000), identity: make(map[connection.Key]enrich.Identity), open: make(map[connection.Key]told),
-		endpoints: make(map[endpointKey]*endpointCounts), verdicts: make(map[verdictKey]uint64), rejected: make(map[string]uint64),
+	return newAgentOf(&dataPath{
+		since: meshStart, endpoints: make(map[endpointKey]*endpointCounts), verdicts: make(map[verdictKey]uint64), rejected: make(map[string]uint64),
 		kernel: account.Kernel{
 			Established: make(map[string]uint64), Adopted: make(map[string]uint64), Closed: make(map[string]uint64),
 			Submitted: make(map[string]uint64), Refused: make(map[string]uint64),
 		},
+	})
+}
+
+// newAgentOf starts one that attends to a data path.
+func newAgentOf(d *dataPath) *agent {
+	d.agents++
+	a := &agent{
+		table: edge.NewTable(1000), identity: make(map[connection.Key]enrich.Identity), open: make(map[connection.Key]told),
+		trouble: meshTrouble, dataPath: d,
 	}
 	a.pipeline = pipeline.New(pipeline.Options{
 		Limit: 1 << 20, Clock: clock, Now: func() time.Time { return meshStart.Add(a.now) },
@@ -66,6 +87,17 @@ func newAgent() *agent {
 	})
 	a.table.Clock(func() time.Duration { return a.now })
 	return a
+}
+
+// next is the agent that takes its place: one that was stopped leaves its sums, one that was killed does not.
+func (a *agent) next(killed bool) *agent {
+	next := newAgentOf(a.dataPath)
+	next.now, next.started, next.trouble, next.identity, next.open = a.now, a.now, a.trouble, a.identity, a.open
+	next.alone += 300 * time.Millisecond
+	if !killed {
+		next.table.Restore(a.table.Snapshot().Edges)
+	}
+	return next
 }
 
 func clock() connection.Clock { return connection.Clock{OffsetNS: meshStart.UnixNano()} }
@@ -156,15 +188,15 @@ func (a *agent) sweep() {
 
 // reading is what the agent tells of itself: see readSelf of agent/cmd/sidelight.
 func (a *agent) reading() self.Reading {
-	r := self.Reading{Since: meshStart}
+	r := self.Reading{Since: meshStart.Add(a.started), LastingSince: a.since}
 	add := func(m *self.Metric, number uint64, attributes ...string) {
 		r.Values = append(r.Values, m.Of(float64(number), attributes...))
 	}
 	share := func(m *self.Metric, number float64, attributes ...string) {
 		r.Values = append(r.Values, m.Of(number, attributes...))
 	}
-	seconds := uint64(a.now / time.Second)
-	trouble := uint64(max(0, a.now-meshTrouble) / time.Second)
+	seconds := uint64((a.now - a.started) / time.Second)
+	trouble := uint64(max(0, a.now-a.trouble) / time.Second)
 
 	add(self.Pending, 4096)
 	add(self.Ring, 4<<20)
@@ -175,8 +207,8 @@ func (a *agent) reading() self.Reading {
 	add(self.Runs, 40*seconds, "mesh_sockops")
 	share(self.RunTime, 40*float64(seconds)*500e-9, "mesh_sockops")
 	add(self.BuildInfo, 1, "test", "go")
-	add(self.Agents, 1)
-	share(self.Unattended, 0)
+	add(self.Agents, a.agents)
+	share(self.Unattended, a.alone.Seconds())
 	counts := a.table.Counts()
 	add(self.EdgesFolded, counts.Folded)
 	add(self.EdgesEvicted, counts.Evicted)
@@ -232,7 +264,9 @@ func (a *agent) mesh(add func(*self.Metric, uint64, ...string), share func(*self
 	if trouble > 0 {
 		add(self.MeshOut, 1, append(flaky, outlier.Outlier.String())...)
 		add(self.MeshEjections, 1+trouble/60, append(flaky, outlier.Outlier.String())...)
-		add(self.MeshSuppressed, 1+trouble/120, flaky...)
+	}
+	if trouble > 0 || a.spared > 0 {
+		add(self.MeshSuppressed, a.spared+(trouble+119)/120, flaky...)
 	}
 	const limit = "service shop/narrow"
 	add(self.MeshLimitOpen, 1, limit)
@@ -266,14 +300,13 @@ func (a *agent) account(add func(*self.Metric, uint64, ...string), trouble uint6
 		add(self.Submitted, a.kernel.Submitted[k], k)
 		add(self.SampledOut, 0, k)
 		add(self.Decoded, a.kernel.Submitted[k], k)
-		add(self.Dropped, 0, "ring", k)
+		add(self.Dropped, a.lost, "ring", k)
 	}
 }
 
-// runMesh has an agent live through the stream of events, and scrapes it.
-func runMesh(t *testing.T, s *store) *world {
+// target is where it is scraped.
+func (a *agent) target(t *testing.T) *target {
 	t.Helper()
-	a := newAgent()
 	registry := prometheus.NewPedanticRegistry()
 	for _, c := range []prometheus.Collector{
 		promview.New(a.table.Snapshot, clock), promview.NewSelf(a.reading), collectors.NewGoCollector(),
@@ -283,9 +316,26 @@ func runMesh(t *testing.T, s *store) *world {
 			t.Fatal(err)
 		}
 	}
-	scraped := newTarget(registry, "node1:9464", "mesh")
+	return newTarget(registry, "node1:9464", "mesh")
+}
+
+// runMesh has an agent live through the stream of events, and scrapes it.
+func runMesh(t *testing.T, s *store) *world {
+	t.Helper()
+	return runAgents(t, s, newAgent(), nil)
+}
+
+// runAgents has an agent live through the stream of events, and others after it from given times on.
+func runAgents(t *testing.T, s *store, a *agent, ends map[time.Duration]func(*agent) *agent) *world {
+	t.Helper()
+	scraped := a.target(t)
 	events := stream(meshLength + time.Second)
-	for a.now = time.Second; a.now <= meshLength; a.now += time.Second {
+	for now := time.Second; now <= meshLength; now += time.Second {
+		if end := ends[now]; end != nil {
+			a = end(a)
+			scraped = a.target(t)
+		}
+		a.now = now
 		for len(events) > 0 && events[0].EventNS <= uint64(a.now) {
 			a.feed(&events[0])
 			events = events[1:]

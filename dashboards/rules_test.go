@@ -18,6 +18,8 @@ import (
 	"github.com/prometheus/prometheus/rules"
 	"github.com/prometheus/prometheus/storage"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/sidelight-mesh/sidelight/agent/connection"
 )
 
 // ruleInterval is that of the groups.
@@ -196,6 +198,40 @@ func TestRulesOverTheStream(t *testing.T) {
 		for _, r := range g.Rules {
 			if vector, err := mesh.instant(t, r.Record, mesh.end); err != nil || len(vector) == 0 {
 				t.Errorf("%s: nothing was recorded: %v", r.Record, err)
+			}
+		}
+	}
+}
+
+// TestRestartRaisesNoAlert has agents follow each other on a data path that has seen a lot: what its counters say is of all its life, and no alert takes that
+// for what happened since the start.
+func TestRestartRaisesNoAlert(t *testing.T) {
+	s := newStore(t)
+	a := newAgent()
+	a.trouble, a.since = noTrouble, meshStart.Add(-6*time.Hour)
+	a.agents, a.alone, a.lost, a.spared = 8, time.Hour, 40, 12
+	a.verdicts[verdictKey{"", "", connection.VerdictUnattended.String(), "false"}] = 25
+	a.kernel.Attempts, a.kernel.Failed, a.kernel.Submitted["pre_connect"], a.kernel.Submitted["close"] = 1e6, 1e6, 1e6, 1e6
+	const stop, kill = meshLength - 8*time.Minute, meshLength - 4*time.Minute
+	mesh := runAgents(t, s, a, map[time.Duration]func(*agent) *agent{
+		stop: func(a *agent) *agent { return a.next(false) },
+		kill: func(a *agent) *agent { return a.next(true) },
+	})
+	e := newEvaluator(t, s.engine, s.db)
+	e.run(t, mesh.start.Add(ruleInterval), mesh.start.Add(stop-ruleInterval))
+	before := make(map[string]bool)
+	for _, alert := range e.firing("") {
+		before[alert.Labels.String()] = true
+	}
+	if len(before) == 0 {
+		t.Error("there are no alerts before the first restart, though some connects fail")
+	}
+	for at := mesh.start.Add(stop); !at.After(mesh.end); at = at.Add(ruleInterval) {
+		e.run(t, at, at)
+		for _, alert := range e.firing("") {
+			if !before[alert.Labels.String()] {
+				t.Errorf("%v after the start: %s = %v", at.Sub(mesh.start), alert.Labels, alert.Value)
+				before[alert.Labels.String()] = true
 			}
 		}
 	}

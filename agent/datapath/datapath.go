@@ -75,6 +75,7 @@ type Datapath struct {
 	removed bool // what was pinned
 
 	listeners atomic.Uint64 // entries of the map at the last look
+	since     atomic.Pointer[time.Time]
 }
 
 // attached is the link of a hook, and what was attached there before.
@@ -424,7 +425,7 @@ func (d *Datapath) Attach() error {
 		if err := d.attachCarrying(); err != nil {
 			return err
 		}
-		d.ledger.begin(d.version)
+		d.begin()
 		return nil
 	}
 	if err := d.attachAll(); err != nil {
@@ -433,8 +434,27 @@ func (d *Datapath) Attach() error {
 		}
 		return errors.Join(err, d.detach())
 	}
-	d.ledger.begin(d.version)
+	d.begin()
 	return nil
+}
+
+func (d *Datapath) begin() {
+	d.ledger.begin(d.version)
+	since := time.Now()
+	if d.pins != nil {
+		since = d.pins.since()
+	}
+	d.since.Store(&since)
+}
+
+// Since is when the data path was made, whose counts go on from agent to agent; zero: not known, as before Attach. Safe for concurrent use.
+func (d *Datapath) Since() time.Time {
+	since := d.since.Load()
+	// A clock that was set back since says nothing.
+	if since == nil || since.After(time.Now()) {
+		return time.Time{}
+	}
+	return *since
 }
 
 func (d *Datapath) attachAll() error {
@@ -459,7 +479,7 @@ func (d *Datapath) attachAll() error {
 func (d *Datapath) hooks() []hook {
 	return []hook{
 		// sockops first: an event without its process is worth more than a process without events.
-		{"sockops", ebpf.AttachCGroupSockOps, d.either(d.objects.MeshSockops, d.objects.MeshSockopsInMesh)},
+		{sockopsHook, ebpf.AttachCGroupSockOps, d.either(d.objects.MeshSockops, d.objects.MeshSockopsInMesh)},
 		{"connect4", ebpf.AttachCGroupInet4Connect, d.either(d.objects.MeshConnect4, d.objects.MeshConnect4InMesh)},
 		{"connect6", ebpf.AttachCGroupInet6Connect, d.either(d.objects.MeshConnect6, d.objects.MeshConnect6InMesh)},
 	}

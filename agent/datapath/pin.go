@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"syscall"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -326,6 +327,19 @@ func (p *pins) pinLink(name string, l link.Link) error {
 	return nil
 }
 
+// sockopsHook is there in every data path.
+const sockopsHook = "sockops"
+
+// since is when the first agent pinned its programs; zero: not known. Those after it replace the programs in this link, and move it to other sets of maps,
+// which leaves the time as it is.
+func (p *pins) since() time.Time {
+	info, err := os.Lstat(p.linkPath(sockopsHook))
+	if err != nil {
+		return time.Time{}
+	}
+	return info.ModTime()
+}
+
 // removeLink takes a link off, if nobody else holds it.
 func (p *pins) removeLink(name string) error {
 	if err := os.Remove(p.linkPath(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -340,7 +354,7 @@ func linkOrder(links []string) []string {
 		switch name {
 		case "connect4", "connect6":
 			return 0
-		case "sockops", "release":
+		case sockopsHook, "release":
 			return 2
 		}
 		return 1

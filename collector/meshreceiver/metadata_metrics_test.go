@@ -1,8 +1,10 @@
 package meshreceiver
 
 import (
+	"maps"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/prometheus/otlptranslator"
 	"go.opentelemetry.io/collector/pdata/pcommon"
@@ -143,7 +145,7 @@ func TestPrometheusSpellingIsThatOfTheTable(t *testing.T) {
 
 // TestSelfMetricsAreThoseOfTheTable holds the agent's own metrics against the table, from the definition to what is sent.
 func TestSelfMetricsAreThoseOfTheTable(t *testing.T) {
-	reading := self.Reading{Since: fixture.Now}
+	reading := self.Reading{Since: fixture.Now, LastingSince: fixture.Now.Add(-time.Hour)}
 	for _, m := range self.Metrics() {
 		reading.Values = append(reading.Values, m.Of(3, m.Attributes...), m.Of(4, m.Attributes...))
 	}
@@ -161,8 +163,8 @@ func TestSelfMetricsAreThoseOfTheTable(t *testing.T) {
 			t.Errorf("%s (%s), want %s (%s)", have.Name(), self.Metrics()[i].Prometheus, want.Name, want.Prometheus)
 		}
 		points := checkMetric(t, "self", want, have)
-		if len(points) != 2 || have.Sum().DataPoints().At(0).StartTimestamp().AsTime() != fixture.Now.UTC() {
-			t.Errorf("%s has %d points", want.Name, len(points))
+		if start := have.Sum().DataPoints().At(0).StartTimestamp(); len(points) != 2 || start.AsTime() != reading.Began(&reading.Values[2*i]).UTC() {
+			t.Errorf("%s has %d points, which began at %v", want.Name, len(points), start)
 		}
 		for _, p := range points {
 			for _, a := range want.Attributes {
@@ -171,5 +173,28 @@ func TestSelfMetricsAreThoseOfTheTable(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestSelfWithoutStart has points of counters that outlive the agent say that their start is not known, where it is not.
+func TestSelfWithoutStart(t *testing.T) {
+	reading := self.Reading{Since: fixture.Now, Values: []self.Value{
+		self.Agents.Of(7), self.Dropped.Of(1, "ring", "close"), self.Dropped.Of(2, "exporter", "log"), self.Lines.Of(3), self.Followed.Of(4),
+	}}
+	settings := testSettings()
+	settings.Self = func() self.Reading { return reading }
+	sent := newMetrics(&settings, edge.Snapshot{}, fixture.Now).ResourceMetrics().At(0).ScopeMetrics().At(0).Metrics()
+	got := make(map[string]pcommon.Timestamp)
+	for _, m := range sent.All() {
+		for _, p := range m.Sum().DataPoints().All() {
+			stage, _ := p.Attributes().Get("stage")
+			got[m.Name()+stage.Str()] = p.StartTimestamp()
+		}
+	}
+	now := pcommon.NewTimestampFromTime(fixture.Now)
+	if want := map[string]pcommon.Timestamp{
+		self.Agents.Name: 0, self.Dropped.Name + "ring": 0, self.Dropped.Name + "exporter": now, self.Lines.Name: now, self.Followed.Name: now,
+	}; !maps.Equal(got, want) {
+		t.Errorf("starts are %v, want %v", got, want)
 	}
 }

@@ -10,7 +10,8 @@ import (
 // appendSelf adds what the agent tells of itself.
 func appendSelf(to pmetric.MetricSlice, reading self.Reading, now pcommon.Timestamp) {
 	metrics := make(map[*self.Metric]pmetric.NumberDataPointSlice)
-	for _, v := range reading.Values {
+	for i := range reading.Values {
+		v := &reading.Values[i]
 		points, ok := metrics[v.Metric]
 		if !ok {
 			metric := to.AppendEmpty()
@@ -24,15 +25,17 @@ func appendSelf(to pmetric.MetricSlice, reading self.Reading, now pcommon.Timest
 			metrics[v.Metric] = points
 		}
 		point := points.AppendEmpty()
-		point.SetStartTimestamp(pcommon.NewTimestampFromTime(reading.Since))
+		if since := reading.Began(v); !since.IsZero() { // else it stays 0, which is OTLP's "not known"
+			point.SetStartTimestamp(pcommon.NewTimestampFromTime(since))
+		}
 		point.SetTimestamp(now)
 		if v.Metric.Double {
 			point.SetDoubleValue(v.Number)
 		} else {
 			point.SetIntValue(int64(v.Number))
 		}
-		for i, value := range v.Attributes {
-			point.Attributes().PutStr(v.Metric.Attributes[i], value)
+		for j, value := range v.Attributes {
+			point.Attributes().PutStr(v.Metric.Attributes[j], value)
 		}
 	}
 }

@@ -3,12 +3,14 @@ package promview
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
@@ -217,6 +219,43 @@ func one() self.Reading {
 		reading.Values = append(reading.Values, m.Of(float64(i), m.Attributes...))
 	}
 	return reading
+}
+
+// TestSelfCreated wants counters that outlive the agent to begin when they did, or to say nothing of it.
+func TestSelfCreated(t *testing.T) {
+	reading := self.Reading{Since: fixture.Now, Values: []self.Value{
+		self.Agents.Of(7), self.Dropped.Of(1, "decode", "event"), self.Dropped.Of(2, "access_log", "log"), self.Lines.Of(3), self.Followed.Of(4),
+	}}
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(NewSelf(func() self.Reading { return reading }))
+	for _, since := range []time.Time{{}, fixture.Now.Add(-time.Hour)} {
+		reading.LastingSince = since
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make(map[string]string)
+		for _, f := range families {
+			for _, m := range f.Metric {
+				name := f.GetName()
+				for _, l := range m.Label {
+					name += " " + l.GetValue()
+				}
+				if created := m.GetCounter().GetCreatedTimestamp(); created != nil {
+					got[name] = created.AsTime().String()
+				}
+			}
+		}
+		want := map[string]string{
+			"sidelight_dropped_total log access_log": fixture.Now.UTC().String(), "sidelight_self_access_log_lines_total": fixture.Now.UTC().String(),
+		}
+		if !since.IsZero() {
+			want["sidelight_datapath_agents_total"], want["sidelight_dropped_total event decode"] = since.UTC().String(), since.UTC().String()
+		}
+		if !maps.Equal(got, want) {
+			t.Errorf("with %v: created %v, want %v", since, got, want)
+		}
+	}
 }
 
 func TestSelfShowsWhatIsRead(t *testing.T) {

@@ -37,11 +37,15 @@ func (s *Self) Describe(ch chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (s *Self) Collect(ch chan<- prometheus.Metric) {
 	reading := s.read()
-	for _, v := range reading.Values {
-		if v.Metric.Counter {
-			ch <- prometheus.MustNewConstMetricWithCreatedTimestamp(s.descs[v.Metric], prometheus.CounterValue, v.Number, reading.Since, v.Attributes...)
-		} else {
+	for i := range reading.Values {
+		v := &reading.Values[i]
+		switch since := reading.Began(v); {
+		case !v.Metric.Counter:
 			ch <- prometheus.MustNewConstMetric(s.descs[v.Metric], prometheus.GaugeValue, v.Number, v.Attributes...)
+		case since.IsZero():
+			ch <- prometheus.MustNewConstMetric(s.descs[v.Metric], prometheus.CounterValue, v.Number, v.Attributes...)
+		default:
+			ch <- prometheus.MustNewConstMetricWithCreatedTimestamp(s.descs[v.Metric], prometheus.CounterValue, v.Number, since, v.Attributes...)
 		}
 	}
 	if reading.Err != nil {

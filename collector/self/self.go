@@ -2,7 +2,10 @@
 // Names and meanings stand in collector/meshreceiver/metadata.yaml; a test holds the two together.
 package self
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Metric is what its values have in common.
 type Metric struct {
@@ -13,6 +16,9 @@ type Metric struct {
 	Unit        string
 	Description string
 	Attributes  []string
+	// Lasting says of attributes whether what they are of is counted in a place that outlives the agent, as the kernel's maps do, and the one agent's count
+	// goes on from the other's. nil: nothing of it is.
+	Lasting func(attributes []string) bool
 }
 
 // Value is one number of a metric.
@@ -29,10 +35,21 @@ func (m *Metric) Of(number float64, attributes ...string) Value {
 
 // Reading is all values at one moment.
 type Reading struct {
-	Since  time.Time // when counters began
-	Values []Value
+	Since time.Time // when the agent's own counters began
+	// LastingSince is when those began that outlive it; the same for each agent that goes on with them. Zero: not known.
+	LastingSince time.Time
+	Values       []Value
 	// Err says why some are missing.
 	Err error
+}
+
+// Began is when a value of a counter was 0; zero: not known. A lasting one that began with the agent would look as if it had been reset, and as if all of its
+// sum had come since.
+func (r *Reading) Began(v *Value) time.Time {
+	if v.Metric.Lasting != nil && v.Metric.Lasting(v.Attributes) {
+		return r.LastingSince
+	}
+	return r.Since
 }
 
 // Metrics returns every metric there is.
@@ -49,6 +66,15 @@ func counter(name, prometheus, unit, description string, attributes ...string) *
 	return define(Metric{Name: name, Prometheus: prometheus, Counter: true, Unit: unit, Description: description, Attributes: attributes})
 }
 
+// lasting has a counter counted where it outlives the agent.
+func lasting(m *Metric) *Metric {
+	m.Lasting = func([]string) bool { return true }
+	return m
+}
+
+// The kernel counts what these stages lose, and the ledger that agents leave each other what could not be decoded; others are the process's.
+var lastingStages = []string{"ring", "decode", "listeners", "storage"}
+
 func gauge(name, prometheus, unit, description string, attributes ...string) *Metric {
 	return define(Metric{Name: name, Prometheus: prometheus, Unit: unit, Description: description, Attributes: attributes})
 }
@@ -59,26 +85,29 @@ func ratio(name, prometheus, description string, attributes ...string) *Metric {
 
 // The metrics, in the order of the table.
 var (
-	Dropped = counter("sidelight.dropped", "sidelight_dropped_total", "{item}",
-		"What was lost, by the stage that lost it.", "stage", "kind")
+	Dropped = define(Metric{
+		Name: "sidelight.dropped", Prometheus: "sidelight_dropped_total", Counter: true, Unit: "{item}",
+		Description: "What was lost, by the stage that lost it.", Attributes: []string{"stage", "kind"},
+		Lasting: func(attributes []string) bool { return slices.Contains(lastingStages, attributes[0]) },
+	})
 	Unaccounted = gauge("sidelight.accounting.unaccounted", "sidelight_accounting_unaccounted", "{item}",
 		"Connections and events that the kernel counted and user space never saw, and records that went into a way out and are nowhere on it; losses that were counted aside. Must be 0.")
 	BuildInfo = gauge("sidelight.build.info", "sidelight_build_info", "",
 		"Always 1.", "version", "go.version")
-	Kernel = counter("sidelight.self.kernel.connections", "sidelight_self_kernel_connections_total", "{connection}",
-		"The kernel's own count.", "role", "step")
-	Submitted = counter("sidelight.self.events.submitted", "sidelight_self_events_submitted_total", "{event}",
-		"Events that the kernel put into the ring.", "kind")
-	SampledOut = counter("sidelight.self.events.sampled_out", "sidelight_self_events_sampled_out_total", "{event}",
-		"Events that were not asked for; what they would have told is in the sums.", "kind")
-	Decoded = counter("sidelight.self.events.decoded", "sidelight_self_events_decoded_total", "{event}",
-		"Events that were read from the ring and decoded.", "kind")
+	Kernel = lasting(counter("sidelight.self.kernel.connections", "sidelight_self_kernel_connections_total", "{connection}",
+		"The kernel's own count.", "role", "step"))
+	Submitted = lasting(counter("sidelight.self.events.submitted", "sidelight_self_events_submitted_total", "{event}",
+		"Events that the kernel put into the ring.", "kind"))
+	SampledOut = lasting(counter("sidelight.self.events.sampled_out", "sidelight_self_events_sampled_out_total", "{event}",
+		"Events that were not asked for; what they would have told is in the sums.", "kind"))
+	Decoded = lasting(counter("sidelight.self.events.decoded", "sidelight_self_events_decoded_total", "{event}",
+		"Events that were read from the ring and decoded.", "kind"))
 	Followed = gauge("sidelight.self.connections.followed", "sidelight_self_connections_followed", "{connection}",
 		"Connections that are open or connecting now, by the kernel's count.")
-	Untracked = counter("sidelight.self.untracked.closed", "sidelight_self_untracked_closed_total", "{connection}",
-		"Closed sockets that the kernel programs had not seen open.")
-	Aggregated = counter("sidelight.self.aggregated.closes", "sidelight_self_aggregated_closes_total", "{event}",
-		"Close events that found no room in the ring or were not asked for, and whose sums the kernel kept: by edge, or by role and reason only.", "by")
+	Untracked = lasting(counter("sidelight.self.untracked.closed", "sidelight_self_untracked_closed_total", "{connection}",
+		"Closed sockets that the kernel programs had not seen open."))
+	Aggregated = lasting(counter("sidelight.self.aggregated.closes", "sidelight_self_aggregated_closes_total", "{event}",
+		"Close events that found no room in the ring or were not asked for, and whose sums the kernel kept: by edge, or by role and reason only.", "by"))
 	EdgesFolded = counter("sidelight.self.edges.folded", "sidelight_self_edges_folded_total", "{record}",
 		"Records that went to the overflow edge, because max_edges was reached and no edge was idle. The sums of the overflow edge are exact.")
 	EdgesEvicted = counter("sidelight.self.edges.evicted", "sidelight_self_edges_evicted_total", "{edge}",
@@ -121,12 +150,12 @@ var (
 		Name: "sidelight.bpf.program", Prometheus: "sidelight_bpf_program_seconds_total", Counter: true, Double: true, Unit: "s",
 		Description: "Time in a program, measured as its runs are counted.", Attributes: []string{"program"},
 	})
-	Agents = counter("sidelight.datapath.agents", "sidelight_datapath_agents_total", "{agent}",
-		"Agents that have attended to the kernel programs since these were attached, this one included.")
-	Unattended = define(Metric{
+	Agents = lasting(counter("sidelight.datapath.agents", "sidelight_datapath_agents_total", "{agent}",
+		"Agents that have attended to the kernel programs since these were attached, this one included."))
+	Unattended = lasting(define(Metric{
 		Name: "sidelight.datapath.unattended", Prometheus: "sidelight_datapath_unattended_seconds_total", Counter: true, Double: true, Unit: "s",
 		Description: "For how long the kernel programs have run without an agent, in all. After an agent that was killed it is up to a report interval too much.",
-	})
+	}))
 	ConfigGeneration = gauge("sidelight.config.generation", "sidelight_config_generation", "",
 		"The generation of the mesh in force. Each one that is put in force has the next number, and the first has 1.")
 	ConfigInputs = counter("sidelight.config.inputs", "sidelight_config_inputs_total", "{input}",
@@ -137,30 +166,30 @@ var (
 		Name: "sidelight.config.last_accepted.timestamp", Prometheus: "sidelight_config_last_accepted_timestamp_seconds", Double: true, Unit: "s",
 		Description: "When the mesh in force was accepted, in Unix time.",
 	})
-	MeshPicks = counter("sidelight.mesh.picks", "sidelight_mesh_picks_total", "{connection}",
-		"Connections of this node's that an endpoint was chosen for. An endpoint that had none yet has no series.", "service", "service.namespace", "endpoint")
+	MeshPicks = lasting(counter("sidelight.mesh.picks", "sidelight_mesh_picks_total", "{connection}",
+		"Connections of this node's that an endpoint was chosen for. An endpoint that had none yet has no series.", "service", "service.namespace", "endpoint"))
 	MeshOpen = gauge("sidelight.mesh.endpoint.open", "sidelight_mesh_endpoint_open", "{connection}",
 		"Those of them that are open or connecting.", "service", "service.namespace", "endpoint")
-	MeshFailures = counter("sidelight.mesh.endpoint.failures", "sidelight_mesh_endpoint_failures_total", "{connection}",
-		"Those of them whose handshake failed.", "service", "service.namespace", "endpoint")
+	MeshFailures = lasting(counter("sidelight.mesh.endpoint.failures", "sidelight_mesh_endpoint_failures_total", "{connection}",
+		"Those of them whose handshake failed.", "service", "service.namespace", "endpoint"))
 	MeshOut = gauge("sidelight.mesh.endpoint.out", "sidelight_mesh_endpoint_out", "",
 		"1 while an endpoint gets no connections: its own failed (outlier), or it does not answer (health_check).", "service", "service.namespace", "endpoint", "cause")
-	MeshEjections = counter("sidelight.mesh.ejections", "sidelight_mesh_ejections_total", "{ejection}",
-		"How often an endpoint was put out of service. It begins anew when the endpoint leaves the mesh and comes again.", "service", "service.namespace", "endpoint", "cause")
-	MeshSuppressed = counter("sidelight.mesh.ejections.suppressed", "sidelight_mesh_ejections_suppressed_total", "{ejection}",
-		"How often an endpoint was not, because too many of its service were out already.", "service", "service.namespace", "endpoint")
+	MeshEjections = lasting(counter("sidelight.mesh.ejections", "sidelight_mesh_ejections_total", "{ejection}",
+		"How often an endpoint was put out of service. It begins anew when the endpoint leaves the mesh and comes again.", "service", "service.namespace", "endpoint", "cause"))
+	MeshSuppressed = lasting(counter("sidelight.mesh.ejections.suppressed", "sidelight_mesh_ejections_suppressed_total", "{ejection}",
+		"How often an endpoint was not, because too many of its service were out already.", "service", "service.namespace", "endpoint"))
 	MeshLimitOpen = gauge("sidelight.mesh.limit.open", "sidelight_mesh_limit_open", "{connection}",
 		"Connections that count against a limit of a service or a workload: open ones and those that connect.", "limit")
 	MeshLimitConnecting = gauge("sidelight.mesh.limit.connecting", "sidelight_mesh_limit_connecting", "{connection}",
 		"Those of them that connect.", "limit")
-	MeshLimitRejections = counter("sidelight.mesh.limit.rejections", "sidelight_mesh_limit_rejections_total", "{connection}",
-		"Connections that a limit refused, by what was at its bound: open, connecting or rate.", "limit", "cause")
-	PolicyVerdicts = counter("sidelight.policy.verdicts", "sidelight_policy_verdicts_total", "{verdict}",
-		"What policies said, by the rule that decided; where none did both are empty. Each end of a connection on this node is asked, and a revocation asks again.", "policy", "rule", "verdict", "dry_run")
+	MeshLimitRejections = lasting(counter("sidelight.mesh.limit.rejections", "sidelight_mesh_limit_rejections_total", "{connection}",
+		"Connections that a limit refused, by what was at its bound: open, connecting or rate.", "limit", "cause"))
+	PolicyVerdicts = lasting(counter("sidelight.policy.verdicts", "sidelight_policy_verdicts_total", "{verdict}",
+		"What policies said, by the rule that decided; where none did both are empty. Each end of a connection on this node is asked, and a revocation asks again.", "policy", "rule", "verdict", "dry_run"))
 	MeshGuarded = gauge("sidelight.mesh.guarded_namespaces", "sidelight_mesh_guarded_namespaces", "{namespace}",
 		"Network namespaces whose inbound connections are judged.")
-	Refused = counter("sidelight.self.refused", "sidelight_self_refused_total", "{connection}",
-		"Connections that the mesh refused, by the kernel's count; those of clients are among its attempted and failed ones.", "role")
+	Refused = lasting(counter("sidelight.self.refused", "sidelight_self_refused_total", "{connection}",
+		"Connections that the mesh refused, by the kernel's count; those of clients are among its attempted and failed ones.", "role"))
 )
 
 // BudgetStep is a step on the ladder of the overhead budget, for the log.

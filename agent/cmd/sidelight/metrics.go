@@ -54,7 +54,7 @@ func (v *values) add(m *self.Metric, number uint64, attributes ...string) {
 
 // readSelf reads the node's own state, for /metrics and for OTLP alike.
 func (n *node) readSelf() self.Reading {
-	v := values{self.Reading{Since: n.started}}
+	v := values{self.Reading{Since: n.started, LastingSince: n.datapath.Since()}}
 	// Before the audit below, which drains it.
 	v.add(self.Pending, uint64(n.reader.Pending()))
 	v.add(self.Ring, uint64(n.datapath.Ring().MaxEntries()))
