@@ -89,7 +89,11 @@ type alertCase struct {
 	Fires    time.Duration     `yaml:"fires"`
 	Labels   map[string]string `yaml:"labels"`
 	Resolved time.Duration     `yaml:"resolved"`
+	// Blips are what it is not about, by what they are: over none of them it fires, at no time of the two hours from the beginning.
+	Blips map[string]string `yaml:"blips"`
 }
+
+const blipTime = 2 * time.Hour
 
 func alertCases(t *testing.T) []alertCase {
 	t.Helper()
@@ -112,10 +116,15 @@ func TestAlertsFireAndResolve(t *testing.T) {
 	for _, c := range alertCases(t) {
 		tested[c.Alert] = true
 		t.Run(c.Alert, func(t *testing.T) {
-			for _, name := range loadedMetrics(c.Load) {
-				if _, there := names[name]; !there {
-					t.Errorf("no metric %s", name)
+			for _, load := range append(slices.Collect(maps.Values(c.Blips)), c.Load) {
+				for _, name := range loadedMetrics(load) {
+					if _, there := names[name]; !there {
+						t.Errorf("no metric %s", name)
+					}
 				}
+			}
+			for blip, load := range c.Blips {
+				t.Run(blip, func(t *testing.T) { neverFires(t, c.Alert, load) })
 			}
 			db := promqltest.LoadedStorage(t, c.Load)
 			defer db.Close()
@@ -153,6 +162,20 @@ func TestAlertsFireAndResolve(t *testing.T) {
 					t.Errorf("no case for the alert %s", r.Alert)
 				}
 			}
+		}
+	}
+}
+
+func neverFires(t *testing.T, alert, load string) {
+	t.Helper()
+	db := promqltest.LoadedStorage(t, load)
+	defer db.Close()
+	e := newEvaluator(t, promqltest.NewTestEngine(t, false, 0, 1_000_000), db)
+	start := time.Unix(0, 0).UTC()
+	for at := start; !at.After(start.Add(blipTime)); at = at.Add(ruleInterval) {
+		e.run(t, at, at)
+		if alerts := e.firing(alert); len(alerts) != 0 {
+			t.Fatalf("after %v it fires: %v = %v", at.Sub(start), alerts[0].Labels, alerts[0].Value)
 		}
 	}
 }
