@@ -9,7 +9,7 @@ VICTORIALOGS := v1.43.1
 # The builder, and the parts of otel-config/builder.yaml.
 OTELCOL := v0.159.0
 BENCHSTAT := v0.0.0-20260908200009-22c9c6c9d4da
-# Tools that are built from source, outside the work tree.
+# Tools that are built from source, outside the work tree: all trees have the same. What is made of this one is in bin.
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sidelight-tools
 
 .PHONY: help
@@ -97,21 +97,30 @@ generate-check: setup ## generated files are what their sources make
 	@git diff --exit-code -- '*_bpfel.*' collector/meshreceiver/documentation.md collector/meshreceiver/descriptions.go || { echo 'generated files differ from what their sources make: run make generate and commit'; exit 1; }
 
 .PHONY: dashboards
-dashboards: dashboards/gen/node_modules/.package-lock.json ## generate dashboards/*.json (Node 20 or newer, npm)
+dashboards: dashboards/gen/node_modules/.package-lock.json ## generate dashboards/*.json (Node 18 or newer, npm)
 	cd dashboards/gen && npm run --silent generate
 
+# Of what follows there are two targets each: one for people, who may not have what it takes, and one that fails then, which is that of .ci/run.
 .PHONY: check-dashboards
 check-dashboards: ## dashboards/*.json are what the generator makes; queries for logs and traces parse
 	@command -v npm >/dev/null || { echo 'skipped: there is no npm, so nobody knows whether the dashboards are what the generator makes'; exit 0; }; \
-	$(MAKE) --no-print-directory dashboards/gen/node_modules/.package-lock.json && cd dashboards/gen && npm run --silent check
+	$(MAKE) --no-print-directory check-dashboards-strictly
+
+# The packages for it are many, and Debian 12's are new enough: .ci/setup dashboards.
+.PHONY: check-dashboards-strictly
+check-dashboards-strictly: dashboards/gen/node_modules/.package-lock.json
+	cd dashboards/gen && npm run --silent check
 
 .PHONY: victoria-logs
 victoria-logs: ## build the VictoriaLogs that a test of the log panels runs, if it can be had
-	@$(MAKE) --no-print-directory $(TOOLS)/victoria-logs-$(VICTORIALOGS) || echo 'skipped: VictoriaLogs cannot be built here, its test is left out'
+	@$(MAKE) --no-print-directory build-victoria-logs || echo 'skipped: VictoriaLogs cannot be built here, its test is left out'
+
+.PHONY: build-victoria-logs
+build-victoria-logs: $(TOOLS)/victoria-logs-$(VICTORIALOGS)
 
 $(TOOLS)/victoria-logs-$(VICTORIALOGS): dashboards/backends/victorialogs/go.mod
 	mkdir -p $(TOOLS)
-	cd dashboards/backends/victorialogs && GOFLAGS= CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ github.com/VictoriaMetrics/VictoriaLogs/app/victoria-logs
+	cd dashboards/backends/victorialogs && GOFLAGS= CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@.$$$$ github.com/VictoriaMetrics/VictoriaLogs/app/victoria-logs && mv $@.$$$$ $@
 
 # The builder resolves all versions from those in the manifest, so without the module proxy there is none.
 .PHONY: otel-collector
@@ -119,18 +128,19 @@ otel-collector: ## build the collector of otel-config/builder.yaml and what its 
 	@$(MAKE) --no-print-directory build-otel-collector || echo 'skipped: the collector of otel-config/builder.yaml cannot be built here, the tests that run it are left out'
 	@$(MAKE) --no-print-directory build-otel-backends || echo 'skipped: otel-config/backends cannot be built here, the tests that need them are left out'
 
-# Always: the receiver in it is that of this work tree. Go builds anew what changed.
+# Always: the receiver in it is that of this work tree. Go builds anew what changed. What cannot be built is not there, rather than an older one.
+COLLECTOR := bin/otelcol-sidelight
 .PHONY: build-otel-collector
 build-otel-collector: $(TOOLS)/otel-builder-$(OTELCOL)
-	rm -f $(TOOLS)/otel-collector-$(OTELCOL)/otelcol-sidelight
-	mkdir -p $(TOOLS)/otel-collector-$(OTELCOL)
-	env dist.output_path=$(TOOLS)/otel-collector-$(OTELCOL) GOFLAGS=-buildvcs=false $< --config otel-config/builder.yaml
+	mkdir -p $(COLLECTOR) $(COLLECTOR).new
+	env dist.output_path=$(COLLECTOR).new GOFLAGS=-buildvcs=false $< --config otel-config/builder.yaml && \
+	mv $(COLLECTOR).new/otelcol-sidelight $(COLLECTOR)/ || { rm -f $(COLLECTOR)/otelcol-sidelight; exit 1; }
 
 .PHONY: build-otel-backends
 build-otel-backends:
-	rm -f $(TOOLS)/otel-backends
-	mkdir -p $(TOOLS)
-	cd otel-config/backends && GOFLAGS=-buildvcs=false CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(TOOLS)/otel-backends .
+	mkdir -p bin
+	cd otel-config/backends && GOFLAGS=-buildvcs=false CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o ../../bin/otel-backends.new . && \
+	mv ../../bin/otel-backends.new ../../bin/otel-backends || { rm -f ../../bin/otel-backends; exit 1; }
 
 $(TOOLS)/otel-builder-$(OTELCOL):
 	mkdir -p $(TOOLS)

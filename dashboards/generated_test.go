@@ -13,11 +13,11 @@ func TestGenerated(t *testing.T) {
 	}
 	for _, program := range []string{"node", "npm"} {
 		if _, err := exec.LookPath(program); err != nil {
-			t.Skipf("no %s: make check-dashboards is left out", program)
+			lacks(t, "no "+program+": make check-dashboards is left out")
 		}
 	}
 	if _, err := os.Stat("gen/node_modules/typescript"); err != nil {
-		t.Skip("the generator is not installed: make dashboards does that")
+		lacks(t, "the generator is not installed: make dashboards does that")
 	}
 	cmd := exec.CommandContext(t.Context(), "npm", "run", "--silent", "check")
 	cmd.Dir = "gen"

@@ -87,16 +87,46 @@ func TestLogAndTraceQueriesNameWhatExists(t *testing.T) {
 // victoriaLogs is a running VictoriaLogs.
 type victoriaLogs struct{ address string }
 
+// victoriaLogsVersion is that which the module of its build names. The Makefile builds the same.
+func victoriaLogsVersion(t *testing.T) string {
+	t.Helper()
+	read := func(file, pattern string) string {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := regexp.MustCompile(pattern).FindSubmatch(text)
+		if m == nil {
+			t.Fatalf("%s does not name a version of VictoriaLogs", file)
+		}
+		return string(m[1])
+	}
+	version := read("backends/victorialogs/go.mod", `github\.com/VictoriaMetrics/VictoriaLogs (v\S+)`)
+	if built := read("../Makefile", `(?m)^VICTORIALOGS := (\S+)$`); built != version {
+		t.Fatalf("the Makefile builds VictoriaLogs %s, its module has %s", built, version)
+	}
+	return version
+}
+
+// lacks leaves a test out for want of something, but in CI.
+func lacks(t *testing.T, what string) {
+	t.Helper()
+	if os.Getenv("SIDELIGHT_REQUIRE_TOOLS") != "" {
+		t.Fatal(what)
+	}
+	t.Skip(what)
+}
+
 // startVictoriaLogs starts what "make victoria-logs" builds.
 func startVictoriaLogs(t *testing.T) victoriaLogs {
 	t.Helper()
 	cache, err := os.UserCacheDir()
 	if err != nil {
-		t.Skip(err)
+		lacks(t, err.Error())
 	}
-	built, err := filepath.Glob(filepath.Join(cache, "sidelight-tools", "victoria-logs-*"))
-	if err != nil || len(built) == 0 {
-		t.Skip("no VictoriaLogs: make victoria-logs builds it")
+	program := filepath.Join(cache, "sidelight-tools", "victoria-logs-"+victoriaLogsVersion(t))
+	if _, err := os.Stat(program); err != nil {
+		lacks(t, "no VictoriaLogs: make victoria-logs builds it")
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -108,7 +138,7 @@ func startVictoriaLogs(t *testing.T) victoriaLogs {
 	}
 	var said bytes.Buffer
 	// A recording is of some day: it must not be too old.
-	cmd := exec.CommandContext(t.Context(), built[len(built)-1], "-httpListenAddr="+v.address, "-storageDataPath="+t.TempDir(), "-retentionPeriod=100y")
+	cmd := exec.CommandContext(t.Context(), program, "-httpListenAddr="+v.address, "-storageDataPath="+t.TempDir(), "-retentionPeriod=100y")
 	cmd.Stderr = &said
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
