@@ -2,10 +2,8 @@ package otelconfig_test
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -18,13 +16,9 @@ import (
 	"testing"
 	"time"
 
-	"go.opentelemetry.io/collector/component"
-	"go.opentelemetry.io/collector/component/componenttest"
-	"go.opentelemetry.io/collector/confmap"
-	"go.opentelemetry.io/collector/consumer/consumertest"
-	"go.opentelemetry.io/collector/receiver/otlpreceiver"
-	"go.opentelemetry.io/collector/receiver/receivertest"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/sidelight-mesh/sidelight/collector/otlptest"
 )
 
 // build is what the builder's manifest says.
@@ -161,17 +155,6 @@ func (p *process) lines() []string {
 	return all[:len(all)-1] // the last is empty, or not whole
 }
 
-// freeAddress returns an address of this host that nobody listens on, and that no client gets before a server does.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 1+rand.IntN(254), rand.IntN(255), 1+rand.IntN(254)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	return listener.Addr().String()
-}
-
 func listens(address string) bool {
 	c, err := net.Dial("tcp", address)
 	if err != nil {
@@ -202,9 +185,9 @@ func startGateway(t *testing.T, example string, env map[string]string, args ...s
 	if testing.Short() {
 		t.Skip("runs collectors")
 	}
-	g := &gateway{address: freeAddress(t)}
-	health := freeAddress(t)
-	host, port, err := net.SplitHostPort(freeAddress(t))
+	g := &gateway{address: otlptest.FreeAddress(t)}
+	health := otlptest.FreeAddress(t)
+	host, port, err := net.SplitHostPort(otlptest.FreeAddress(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -222,53 +205,4 @@ func startGateway(t *testing.T, example string, env map[string]string, args ...s
 		return response.StatusCode == http.StatusOK
 	})
 	return g
-}
-
-// backend takes OTLP as any backend does, with the collector's own receiver.
-type backend struct {
-	address string
-	metrics consumertest.MetricsSink
-	logs    consumertest.LogsSink
-	traces  consumertest.TracesSink
-}
-
-func startBackend(t *testing.T, protocol string) *backend {
-	t.Helper()
-	return startBackendAt(t, protocol, freeAddress(t))
-}
-
-func startBackendAt(t *testing.T, protocol, address string) *backend {
-	t.Helper()
-	b := &backend{address: address}
-	factory := otlpreceiver.NewFactory()
-	config := factory.CreateDefaultConfig()
-	if err := confmap.NewFromStringMap(map[string]any{
-		"protocols": map[string]any{protocol: map[string]any{"endpoint": b.address}},
-	}).Unmarshal(config); err != nil {
-		t.Fatal(err)
-	}
-	settings := receivertest.NewNopSettings(factory.Type())
-	metrics, err := factory.CreateMetrics(t.Context(), settings, config, &b.metrics)
-	if err != nil {
-		t.Fatal(err)
-	}
-	logs, err := factory.CreateLogs(t.Context(), settings, config, &b.logs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	traces, err := factory.CreateTraces(t.Context(), settings, config, &b.traces)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range []component.Component{metrics, logs, traces} {
-		if err := c.Start(t.Context(), componenttest.NewNopHost()); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := c.Shutdown(context.Background()); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	return b
 }

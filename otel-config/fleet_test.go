@@ -15,6 +15,8 @@ import (
 	"go.opentelemetry.io/collector/pdata/ptrace/ptraceotlp"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/sidelight-mesh/sidelight/collector/otlptest"
 )
 
 // decisionWait is shorter than the example's: the agents of the test are quick.
@@ -23,14 +25,14 @@ const decisionWait = 4 * time.Second
 // sampler is one of the second tier, with the backends that it alone sends to.
 type sampler struct {
 	*gateway
-	loki, tempo *backend
+	loki, tempo *otlptest.Backend
 }
 
 func startSampler(t *testing.T, prometheus prometheus) *sampler {
 	t.Helper()
-	s := &sampler{loki: startBackend(t, "http"), tempo: startBackend(t, "grpc")}
+	s := &sampler{loki: otlptest.Start(t, "http"), tempo: otlptest.Start(t, "grpc")}
 	s.gateway = startGateway(t, "fleet-sampler.yaml", map[string]string{
-		"PROMETHEUS_REMOTE_WRITE": "http://" + prometheus.address + "/api/v1/write", "LOKI_OTLP": "http://" + s.loki.address + "/v1/logs", "TEMPO_OTLP": s.tempo.address,
+		"PROMETHEUS_REMOTE_WRITE": "http://" + prometheus.address + "/api/v1/write", "LOKI_OTLP": "http://" + s.loki.Address + "/v1/logs", "TEMPO_OTLP": s.tempo.Address,
 	}, "--set", "processors::tail_sampling::decision_wait="+decisionWait.String())
 	return s
 }
@@ -127,8 +129,8 @@ func TestFleet(t *testing.T) {
 	eventually(t, "lines and failures at the end of the way", 60*time.Second, func() bool {
 		lines, ends := 0, make(map[pcommon.TraceID]int)
 		for _, s := range samplers {
-			lines += s.loki.logs.LogRecordCount()
-			for _, span := range spans(t, s.tempo.traces.AllTraces()) {
+			lines += s.loki.Logs.LogRecordCount()
+			for _, span := range spans(t, s.tempo.Traces.AllTraces()) {
 				ends[span.TraceID()]++
 			}
 		}
@@ -152,7 +154,7 @@ func TestFleet(t *testing.T) {
 	where := make(map[string]int) // the sampler that has what is of a trace
 	ends := make(map[pcommon.TraceID]map[string]bool)
 	for n, s := range samplers {
-		records := logRecords(t, s.loki.logs.AllLogs())
+		records := logRecords(t, s.loki.Logs.AllLogs())
 		if len(records) < connections/4 {
 			t.Errorf("sampler %d has %d of %d lines, which is no balance", n, len(records), 2*connections)
 		}
@@ -163,7 +165,7 @@ func TestFleet(t *testing.T) {
 			}
 			where["line of "+record.TraceID().String()] = n
 		}
-		for id, span := range spans(t, s.tempo.traces.AllTraces()) {
+		for id, span := range spans(t, s.tempo.Traces.AllTraces()) {
 			trace := span.TraceID()
 			if before, ok := where["span of "+trace.String()]; ok && before != n {
 				t.Errorf("both samplers have spans of trace %s", trace)
@@ -205,8 +207,8 @@ func TestFleet(t *testing.T) {
 		got[name(s.Labels)] = s.Value
 	}
 	for series, value := range want {
-		if got[series] != value {
-			t.Errorf("%s is %v, want %v", series, got[series], value)
+		if v, ok := got[series]; !ok || v != value {
+			t.Errorf("%s is %v (there: %v), want %v", series, v, ok, value)
 		}
 	}
 }
@@ -222,8 +224,8 @@ func traceID(t *testing.T, line map[string]any) (id pcommon.TraceID) {
 // TestFleetFindsSamplersByName runs the balancer as it is. An address is a name, too: that of one sampler, which here is a backend.
 func TestFleetFindsSamplersByName(t *testing.T) {
 	t.Parallel()
-	sampler := startBackend(t, "grpc")
-	host, port, err := net.SplitHostPort(sampler.address)
+	sampler := otlptest.Start(t, "grpc")
+	host, port, err := net.SplitHostPort(sampler.Address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +233,7 @@ func TestFleetFindsSamplersByName(t *testing.T) {
 	replay(t, "agent-to-gateway.yaml", map[string]string{"SIDELIGHT_GATEWAY": "http://" + balancer.address, "SIDELIGHT_GATEWAY_INSECURE": "true"})
 	want := len(accessLog(t))
 	eventually(t, "records", 60*time.Second, func() bool {
-		return sampler.logs.LogRecordCount() >= want && sampler.traces.SpanCount() >= want && sampler.metrics.DataPointCount() > 0
+		return sampler.Logs.LogRecordCount() >= want && sampler.Traces.SpanCount() >= want && sampler.Metrics.DataPointCount() > 0
 	})
-	checkRecords(t, logRecords(t, sampler.logs.AllLogs()), spans(t, sampler.traces.AllTraces()))
+	checkRecords(t, logRecords(t, sampler.Logs.AllLogs()), spans(t, sampler.Traces.AllTraces()))
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -22,6 +23,8 @@ import (
 	"go.opentelemetry.io/collector/pdata/plog/plogotlp"
 	"go.opentelemetry.io/collector/pdata/pmetric"
 	"go.opentelemetry.io/collector/pdata/ptrace"
+
+	"github.com/sidelight-mesh/sidelight/collector/otlptest"
 )
 
 // logRecords returns the log records of requests by their uid, and complains of those that are there twice.
@@ -99,7 +102,7 @@ type prometheus struct{ address string }
 
 func startPrometheus(t *testing.T) prometheus {
 	t.Helper()
-	p := prometheus{freeAddress(t)}
+	p := prometheus{otlptest.FreeAddress(t)}
 	startProcess(t, nil, backendsProgram(t), "prometheus", p.address)
 	eventually(t, "Prometheus", 60*time.Second, func() bool {
 		response, err := http.Get("http://" + p.address + "/series")
@@ -189,20 +192,20 @@ func ownMetrics(t *testing.T) map[string]float64 {
 // has, what arrives at Loki and Tempo is the access log.
 func TestGatewayToGrafana(t *testing.T) {
 	t.Parallel()
-	prometheus, loki, tempo := startPrometheus(t), startBackend(t, "http"), startBackend(t, "grpc")
+	prometheus, loki, tempo := startPrometheus(t), otlptest.Start(t, "http"), otlptest.Start(t, "grpc")
 	g := startGateway(t, "grafana.yaml", map[string]string{
 		"PROMETHEUS_REMOTE_WRITE": "http://" + prometheus.address + "/api/v1/write",
-		"LOKI_OTLP":               "http://" + loki.address + "/v1/logs",
-		"TEMPO_OTLP":              tempo.address,
+		"LOKI_OTLP":               "http://" + loki.Address + "/v1/logs",
+		"TEMPO_OTLP":              tempo.Address,
 	})
 	replay(t, "agent-to-gateway.yaml", map[string]string{"SIDELIGHT_GATEWAY": "http://" + g.address, "SIDELIGHT_GATEWAY_INSECURE": "true"})
 	want := len(accessLog(t))
 	// What an exporter has not read of its queue on disk when it is stopped stays there.
-	eventually(t, "records", 60*time.Second, func() bool { return loki.logs.LogRecordCount() >= want && tempo.traces.SpanCount() >= want })
+	eventually(t, "records", 60*time.Second, func() bool { return loki.Logs.LogRecordCount() >= want && tempo.Traces.SpanCount() >= want })
 	if err := g.stop(); err != nil { // hands on the metrics that it has
 		t.Fatalf("%v: %s", err, g.said())
 	}
-	checkRecords(t, logRecords(t, loki.logs.AllLogs()), spans(t, tempo.traces.AllTraces()))
+	checkRecords(t, logRecords(t, loki.Logs.AllLogs()), spans(t, tempo.Traces.AllTraces()))
 
 	own, got := ownMetrics(t), make(map[string]float64)
 	for _, s := range prometheus.series(t) {
@@ -229,14 +232,14 @@ func TestGatewayToGrafana(t *testing.T) {
 // TestAgentOnly sends each signal from the agent to its own backend.
 func TestAgentOnly(t *testing.T) {
 	t.Parallel()
-	prometheus, loki, tempo := startBackend(t, "http"), startBackend(t, "http"), startBackend(t, "grpc")
+	prometheus, loki, tempo := otlptest.Start(t, "http"), otlptest.Start(t, "http"), otlptest.Start(t, "grpc")
 	replay(t, "agent-only.yaml", map[string]string{
-		"PROMETHEUS_OTLP": "http://" + prometheus.address + "/v1/metrics",
-		"LOKI_OTLP":       "http://" + loki.address + "/v1/logs",
-		"TEMPO_OTLP":      tempo.address,
+		"PROMETHEUS_OTLP": "http://" + prometheus.Address + "/v1/metrics",
+		"LOKI_OTLP":       "http://" + loki.Address + "/v1/logs",
+		"TEMPO_OTLP":      tempo.Address,
 	})
-	checkRecords(t, logRecords(t, loki.logs.AllLogs()), spans(t, tempo.traces.AllTraces()))
-	if prometheus.metrics.DataPointCount() == 0 {
+	checkRecords(t, logRecords(t, loki.Logs.AllLogs()), spans(t, tempo.Traces.AllTraces()))
+	if prometheus.Metrics.DataPointCount() == 0 {
 		t.Error("no metrics arrived")
 	}
 }
@@ -244,7 +247,7 @@ func TestAgentOnly(t *testing.T) {
 // TestGatewayToKafka reads what arrives in the topics as OTLP.
 func TestGatewayToKafka(t *testing.T) {
 	t.Parallel()
-	address := freeAddress(t)
+	address := otlptest.FreeAddress(t)
 	kafka := startProcess(t, nil, backendsProgram(t), "kafka", address, "sidelight.metrics", "sidelight.logs", "sidelight.traces")
 	eventually(t, "Kafka", 60*time.Second, func() bool { return listens(address) })
 	g := startGateway(t, "kafka.yaml", map[string]string{"KAFKA_BROKER": address})
@@ -296,9 +299,9 @@ func TestGatewayToKafka(t *testing.T) {
 // TestGatewayKeepsWhatItTook stops the gateway while its backends are away: what the agent was told is taken arrives after the next start.
 func TestGatewayKeepsWhatItTook(t *testing.T) {
 	t.Parallel()
-	loki, tempo, state := freeAddress(t), freeAddress(t), t.TempDir()
+	loki, tempo, state := otlptest.FreeAddress(t), otlptest.FreeAddress(t), t.TempDir()
 	env := map[string]string{
-		"PROMETHEUS_REMOTE_WRITE": "http://" + freeAddress(t) + "/api/v1/write", "LOKI_OTLP": "http://" + loki + "/v1/logs", "TEMPO_OTLP": tempo,
+		"PROMETHEUS_REMOTE_WRITE": "http://" + otlptest.FreeAddress(t) + "/api/v1/write", "LOKI_OTLP": "http://" + loki + "/v1/logs", "TEMPO_OTLP": tempo,
 		"STATE_DIRECTORY": filepath.Join(state, "gateway"),
 	}
 	g := startGateway(t, "grafana.yaml", env)
@@ -306,11 +309,11 @@ func TestGatewayKeepsWhatItTook(t *testing.T) {
 	if err := g.stop(); err != nil {
 		t.Fatalf("%v: %s", err, g.said())
 	}
-	logs, traces := startBackendAt(t, "http", loki), startBackendAt(t, "grpc", tempo)
+	logs, traces := otlptest.StartAt(t, "http", loki), otlptest.StartAt(t, "grpc", tempo)
 	g = startGateway(t, "grafana.yaml", env)
 	want := len(accessLog(t))
-	eventually(t, "records from the disk", 60*time.Second, func() bool { return logs.logs.LogRecordCount() >= want && traces.traces.SpanCount() >= want })
-	checkRecords(t, logRecords(t, logs.logs.AllLogs()), spans(t, traces.traces.AllTraces()))
+	eventually(t, "records from the disk", 60*time.Second, func() bool { return logs.Logs.LogRecordCount() >= want && traces.Traces.SpanCount() >= want })
+	checkRecords(t, logRecords(t, logs.Logs.AllLogs()), spans(t, traces.Traces.AllTraces()))
 	if err := g.stop(); err != nil {
 		t.Fatalf("%v: %s", err, g.said())
 	}
@@ -320,9 +323,9 @@ func TestGatewayKeepsWhatItTook(t *testing.T) {
 // arrives: each line once.
 func TestGatewayRefusesWhatItHasNoRoomFor(t *testing.T) {
 	t.Parallel()
-	loki := freeAddress(t)
+	loki := otlptest.FreeAddress(t)
 	g := startGateway(t, "grafana.yaml", map[string]string{
-		"PROMETHEUS_REMOTE_WRITE": "http://" + freeAddress(t) + "/api/v1/write", "LOKI_OTLP": "http://" + loki + "/v1/logs", "TEMPO_OTLP": freeAddress(t),
+		"PROMETHEUS_REMOTE_WRITE": "http://" + otlptest.FreeAddress(t) + "/api/v1/write", "LOKI_OTLP": "http://" + loki + "/v1/logs", "TEMPO_OTLP": otlptest.FreeAddress(t),
 	}, "--set", "exporters::otlp_http/loki::sending_queue::queue_size=200", "--set", "exporters::otlp_http/loki::retry_on_failure::max_interval=1s")
 	agent := connect(t, g.address)
 	lines := func(request int) plogotlp.ExportRequest {
@@ -345,20 +348,20 @@ func TestGatewayRefusesWhatItHasNoRoomFor(t *testing.T) {
 	if len(refused) == 0 || len(refused) == requests {
 		t.Fatalf("%d of %d requests were refused, want those that the queue has no room for", len(refused), requests)
 	}
-	backend := startBackendAt(t, "http", loki)
+	backend := otlptest.StartAt(t, "http", loki)
 	for _, i := range refused {
 		if _, err := agent.logs.Export(t.Context(), lines(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "lines", 60*time.Second, func() bool { return backend.logs.LogRecordCount() >= 50*requests })
-	if records := logRecords(t, backend.logs.AllLogs()); len(records) != 50*requests {
+	eventually(t, "lines", 60*time.Second, func() bool { return backend.Logs.LogRecordCount() >= 50*requests })
+	if records := logRecords(t, backend.Logs.AllLogs()); len(records) != 50*requests {
 		t.Errorf("%d lines, want %d", len(records), 50*requests)
 	}
 	if err := g.stop(); err != nil {
 		t.Fatalf("%v: %s", err, g.said())
 	}
-	if records := logRecords(t, backend.logs.AllLogs()); len(records) != 50*requests {
+	if records := logRecords(t, backend.Logs.AllLogs()); len(records) != 50*requests {
 		t.Errorf("%d lines at the end, want %d", len(records), 50*requests)
 	}
 }
@@ -366,11 +369,11 @@ func TestGatewayRefusesWhatItHasNoRoomFor(t *testing.T) {
 // TestGatewayWithoutClickHouse has the example do what it says where there is no ClickHouse; a real one could not be had.
 func TestGatewayWithoutClickHouse(t *testing.T) {
 	t.Parallel()
-	env := map[string]string{"CLICKHOUSE_ENDPOINT": "tcp://" + freeAddress(t) + "?dial_timeout=1s"}
+	env := map[string]string{"CLICKHOUSE_ENDPOINT": "tcp://" + otlptest.FreeAddress(t) + "?dial_timeout=1s"}
 	t.Run("that makes tables", func(t *testing.T) {
 		cmd := exec.Command(collectorProgram(t), "--config", "file:gateway/clickhouse.yaml")
 		cmd.Env = environment(map[string]string{
-			"CLICKHOUSE_ENDPOINT": env["CLICKHOUSE_ENDPOINT"], "GATEWAY_LISTEN": freeAddress(t), "HEALTH_LISTEN": freeAddress(t), "STATE_DIRECTORY": t.TempDir(),
+			"CLICKHOUSE_ENDPOINT": env["CLICKHOUSE_ENDPOINT"], "GATEWAY_LISTEN": otlptest.FreeAddress(t), "HEALTH_LISTEN": otlptest.FreeAddress(t), "STATE_DIRECTORY": t.TempDir(),
 			"GATEWAY_METRICS_PORT": "0",
 		})
 		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "create database") {
@@ -378,7 +381,54 @@ func TestGatewayWithoutClickHouse(t *testing.T) {
 		}
 	})
 	t.Run("that does not", func(t *testing.T) {
+		metrics := otlptest.FreeAddress(t)
+		host, port, err := net.SplitHostPort(metrics)
+		if err != nil {
+			t.Fatal(err)
+		}
+		env := map[string]string{
+			"CLICKHOUSE_ENDPOINT": env["CLICKHOUSE_ENDPOINT"], "STATE_DIRECTORY": filepath.Join(t.TempDir(), "gateway"), "GATEWAY_METRICS_HOST": host, "GATEWAY_METRICS_PORT": port,
+		}
+		lines := len(accessLog(t))
+		keeps := func() bool {
+			queued := ownQueue(t, metrics)
+			return queued["logs"] == lines && queued["traces"] == lines && queued["metrics"] > 0
+		}
 		g := startGateway(t, "clickhouse.yaml", env, "--set", "exporters::clickhouse::create_schema=false")
 		replay(t, "agent-to-gateway.yaml", map[string]string{"SIDELIGHT_GATEWAY": "http://" + g.address, "SIDELIGHT_GATEWAY_INSECURE": "true"})
+		eventually(t, "queue with all that the agent told", 60*time.Second, keeps)
+		eventually(t, "try that failed", 60*time.Second, func() bool { return strings.Contains(g.said(), "Will retry the request") })
+		if !keeps() {
+			t.Errorf("after a try that failed it has %v", ownQueue(t, metrics))
+		}
+		if err := g.stop(); err != nil {
+			t.Fatalf("%v: %s", err, g.said())
+		}
+		startGateway(t, "clickhouse.yaml", env, "--set", "exporters::clickhouse::create_schema=false")
+		eventually(t, "queue after the next start", 60*time.Second, keeps)
 	})
+}
+
+// ownQueue is what waits in a gateway, by signal, as it tells at its own metrics.
+func ownQueue(t *testing.T, address string) map[string]int {
+	t.Helper()
+	response, err := http.Get("http://" + address + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := make(map[string]int)
+	for _, m := range families["otelcol_exporter_queue_size"].GetMetric() {
+		for _, l := range m.Label {
+			if l.GetName() == "data_type" {
+				all[l.GetValue()] = int(m.Gauge.GetValue())
+			}
+		}
+	}
+	return all
 }

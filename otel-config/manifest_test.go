@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/sidelight-mesh/sidelight/collector/otlptest"
 )
 
 // TestManifestHasOneSet wants the parts of one release, which is that of the agent's own collector and of the builder.
@@ -176,7 +178,7 @@ func TestCollectorNamesFaults(t *testing.T) {
 // TestReceiverOutsideTheAgent says what the receiver does where nobody gave it a source: it is configured, and refuses to start, so that
 // nobody takes silence for a network without connections.
 func TestReceiverOutsideTheAgent(t *testing.T) {
-	address := freeAddress(t)
+	address := otlptest.FreeAddress(t)
 	cmd := exec.Command(collectorProgram(t), "--config", "file:agent-to-gateway.yaml", "--set", "service::telemetry::metrics::level=none")
 	cmd.Env = environment(map[string]string{"STATE_DIRECTORY": t.TempDir(), "SIDELIGHT_GATEWAY": "http://" + address, "SIDELIGHT_GATEWAY_INSECURE": "true"})
 	out, err := cmd.CombinedOutput()

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sidelight-mesh/sidelight/collector/otlptest"
 )
 
 // certificate makes one for an address, and returns its file and that of its key.
@@ -51,12 +53,12 @@ func certificate(t *testing.T, address string) (certFile, keyFile string) {
 // TestAgentToGatewayWithTLS has both ends as their comments offer it.
 func TestAgentToGatewayWithTLS(t *testing.T) {
 	t.Parallel()
-	loki, tempo := startBackend(t, "http"), startBackend(t, "grpc")
-	address := freeAddress(t)
+	loki, tempo := otlptest.Start(t, "http"), otlptest.Start(t, "grpc")
+	address := otlptest.FreeAddress(t)
 	certFile, keyFile := certificate(t, address)
 	g := startGateway(t, "grafana.yaml", map[string]string{
-		"GATEWAY_LISTEN": address, "PROMETHEUS_REMOTE_WRITE": "http://" + freeAddress(t) + "/api/v1/write",
-		"LOKI_OTLP": "http://" + loki.address + "/v1/logs", "TEMPO_OTLP": tempo.address,
+		"GATEWAY_LISTEN": address, "PROMETHEUS_REMOTE_WRITE": "http://" + otlptest.FreeAddress(t) + "/api/v1/write",
+		"LOKI_OTLP": "http://" + loki.Address + "/v1/logs", "TEMPO_OTLP": tempo.Address,
 	}, "--config", "yaml:receivers::otlp::protocols::grpc::tls: {cert_file: "+certFile+", key_file: "+keyFile+"}")
 	text, err := os.ReadFile("agent-to-gateway.yaml")
 	if err != nil {
@@ -72,8 +74,8 @@ func TestAgentToGatewayWithTLS(t *testing.T) {
 	}
 	replay(t, example, map[string]string{"SIDELIGHT_GATEWAY": "https://" + address})
 	want := len(accessLog(t))
-	eventually(t, "records", 60*time.Second, func() bool { return loki.logs.LogRecordCount() >= want && tempo.traces.SpanCount() >= want })
-	checkRecords(t, logRecords(t, loki.logs.AllLogs()), spans(t, tempo.traces.AllTraces()))
+	eventually(t, "records", 60*time.Second, func() bool { return loki.Logs.LogRecordCount() >= want && tempo.Traces.SpanCount() >= want })
+	checkRecords(t, logRecords(t, loki.Logs.AllLogs()), spans(t, tempo.Traces.AllTraces()))
 	if err := g.stop(); err != nil {
 		t.Fatalf("%v: %s", err, g.said())
 	}

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/sidelight-mesh/sidelight/collector/internal/fixture"
+	"github.com/sidelight-mesh/sidelight/collector/otlptest"
 )
 
 // onDisk is toChoosy with a queue on disk.
@@ -76,7 +77,7 @@ func TestNothingGoesToDiskWhileTheBackendTakesIt(t *testing.T) {
 
 // TestTheDiskTakesWhatTheBackendDoesNot: nothing is lost or sent twice when a backend comes and goes, and each change is told once.
 func TestTheDiskTakesWhatTheBackendDoesNot(t *testing.T) {
-	address := freeAddress(t)
+	address := otlptest.FreeAddress(t)
 	s := newSource()
 	var log lockedBuffer
 	c := New(Options{

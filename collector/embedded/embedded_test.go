@@ -17,6 +17,7 @@ import (
 
 	"github.com/sidelight-mesh/sidelight/agent/config"
 	"github.com/sidelight-mesh/sidelight/collector/internal/fixture"
+	"github.com/sidelight-mesh/sidelight/collector/otlptest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -46,13 +47,13 @@ func TestAllSignalsArrive(t *testing.T) {
 		for _, compression := range []string{"gzip", "zstd", "none"} {
 			t.Run(protocol+"/"+compression, func(t *testing.T) {
 				const n = 500
-				b, address := startBackend(t, protocol)
+				b := backend{otlptest.Start(t, protocol)}
 				s := newSource()
 				// A directory and a header that the collector's configuration would expand.
 				state := filepath.Join(t.TempDir(), "$HOME", "${env:PATH}")
 				token := "a$b ${env:HOME} $$c"
 				c := toBackend(t, s, config.OTLP{
-					Endpoint: "http://" + address, Protocol: otlp, Compression: compression, Headers: map[string]string{"x-token": token},
+					Endpoint: "http://" + b.Address, Protocol: otlp, Compression: compression, Headers: map[string]string{"x-token": token},
 				}, state)
 				if err := c.Validate(t.Context()); err != nil {
 					t.Fatal(err)
@@ -62,7 +63,7 @@ func TestAllSignalsArrive(t *testing.T) {
 				}
 				uids, spans := s.give(n)
 				fixture.Eventually(t, "every signal arrived", func() bool {
-					return b.logs.LogRecordCount() >= n && b.traces.SpanCount() >= n && b.attempts() == n
+					return b.Logs.LogRecordCount() >= n && b.Traces.SpanCount() >= n && b.attempts() == n
 				})
 				if got := b.uids(); !maps.Equal(got, uids) {
 					t.Errorf("%d log records, want %d, each once", len(got), n)
@@ -71,7 +72,7 @@ func TestAllSignalsArrive(t *testing.T) {
 					t.Errorf("%d spans, want %d, each once", len(got), n)
 				}
 				for signal, contexts := range map[string][]context.Context{
-					"metrics": b.metrics.Contexts(), "logs": b.logs.Contexts(), "traces": b.traces.Contexts(),
+					"metrics": b.Metrics.Contexts(), "logs": b.Logs.Contexts(), "traces": b.Traces.Contexts(),
 				} {
 					if got := client.FromContext(contexts[0]).Metadata.Get("x-token"); len(got) != 1 || got[0] != token {
 						t.Errorf("%s came with the header %q, want %q", signal, got, token)
@@ -89,14 +90,14 @@ func TestAllSignalsArrive(t *testing.T) {
 }
 
 // checkStats waits for the collector's own account to say what the backend got.
-func checkStats(t *testing.T, c *Collector, b *backend, n int64) {
+func checkStats(t *testing.T, c *Collector, b backend, n int64) {
 	t.Helper()
 	fixture.Eventually(t, "Stats tells of what was sent", func() bool {
 		stats := c.Stats()
 		return stats["logs"] == Stats{Taken: n, Sent: n} && stats["traces"] == Stats{Taken: n, Sent: n} && stats["metrics"].Sent > 0
 	})
-	if got := c.Stats()["metrics"]; got.Failed != 0 || got.Sent > int64(b.metrics.DataPointCount()) {
-		t.Errorf("stats of metrics %+v, and %d data points came", got, b.metrics.DataPointCount())
+	if got := c.Stats()["metrics"]; got.Failed != 0 || got.Sent > int64(b.Metrics.DataPointCount()) {
+		t.Errorf("stats of metrics %+v, and %d data points came", got, b.Metrics.DataPointCount())
 	}
 }
 
@@ -121,8 +122,8 @@ func TestNothingIsLostAtShutdown(t *testing.T) {
 		"after the context": func(cancel context.CancelFunc) { cancel() }, // SIGTERM: the pipeline still drains what the kernel has
 	} {
 		t.Run(name, func(t *testing.T) {
-			b, address := startBackend(t, "grpc")
-			o, state := config.OTLP{Endpoint: "http://" + address, Protocol: config.ProtocolGRPC}, t.TempDir()
+			b := backend{otlptest.Start(t, "grpc")}
+			o, state := config.OTLP{Endpoint: "http://" + b.Address, Protocol: config.ProtocolGRPC}, t.TempDir()
 			s := newSource()
 			c := toBackend(t, s, o, state)
 			ctx, cancel := context.WithCancel(t.Context())
@@ -141,7 +142,7 @@ func TestNothingIsLostAtShutdown(t *testing.T) {
 				t.Fatal(err)
 			}
 			fixture.Eventually(t, "every signal arrived", func() bool {
-				return b.logs.LogRecordCount() >= n && b.traces.SpanCount() >= n && b.attempts() == n
+				return b.Logs.LogRecordCount() >= n && b.Traces.SpanCount() >= n && b.attempts() == n
 			})
 			next.Close()
 			shutdown(t, c)
@@ -157,9 +158,9 @@ func TestNothingIsLostAtShutdown(t *testing.T) {
 
 func TestFlushWaitsForWhatTheBackendTakes(t *testing.T) {
 	const n = 2000
-	b, address := startBackend(t, "grpc")
+	b := backend{otlptest.Start(t, "grpc")}
 	s := newSource()
-	c := toBackend(t, s, config.OTLP{Endpoint: "http://" + address, Protocol: config.ProtocolGRPC}, t.TempDir())
+	c := toBackend(t, s, config.OTLP{Endpoint: "http://" + b.Address, Protocol: config.ProtocolGRPC}, t.TempDir())
 	handedOn := make(chan struct{})
 	c.options.Mesh.OnEnd = func() { close(handedOn) }
 	if err := c.Start(t.Context()); err != nil {
@@ -180,7 +181,7 @@ func TestFlushWaitsForWhatTheBackendTakes(t *testing.T) {
 func TestFlushGivesUpOnABackendThatIsDown(t *testing.T) {
 	const n, patience = 300, 50 * time.Millisecond
 	s := newSource()
-	o := config.OTLP{Logs: config.Signal{Endpoint: "http://" + freeAddress(t), Protocol: config.ProtocolGRPC}}
+	o := config.OTLP{Logs: config.Signal{Endpoint: "http://" + otlptest.FreeAddress(t), Protocol: config.ProtocolGRPC}}
 	c := toBackend(t, s, o, t.TempDir())
 	handedOn := make(chan struct{})
 	c.options.Mesh.OnEnd = func() { close(handedOn) }
@@ -205,7 +206,7 @@ func TestFlushGivesUpOnABackendThatIsDown(t *testing.T) {
 
 func TestDataWaitsOnDiskForABackendThatIsDown(t *testing.T) {
 	const n = 300
-	address, state := freeAddress(t), t.TempDir()
+	address, state := otlptest.FreeAddress(t), t.TempDir()
 	s := newSource()
 	o := config.OTLP{Logs: config.Signal{Endpoint: "http://" + address, Protocol: config.ProtocolGRPC}}
 	c := toBackend(t, s, o, state)
@@ -218,16 +219,13 @@ func TestDataWaitsOnDiskForABackendThatIsDown(t *testing.T) {
 	s.Close()
 	shutdown(t, c)
 
-	b := new(backend)
-	if err := b.start(t, "grpc", address); err != nil {
-		t.Fatal(err)
-	}
+	b := backend{otlptest.StartAt(t, "grpc", address)}
 	again := newSource()
 	c = toBackend(t, again, o, state)
 	if err := c.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	fixture.Eventually(t, "all of it arrived", func() bool { return b.logs.LogRecordCount() >= n })
+	fixture.Eventually(t, "all of it arrived", func() bool { return b.Logs.LogRecordCount() >= n })
 	again.Close()
 	shutdown(t, c)
 	if got := b.uids(); !maps.Equal(got, uids) {

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/sidelight-mesh/sidelight/collector/internal/fixture"
+	"github.com/sidelight-mesh/sidelight/collector/otlptest"
 )
 
 // choosy is a backend that rejects some of what each request holds, by partial success, or all requests for good.
@@ -195,7 +196,7 @@ func TestPartialSuccessIsRejected(t *testing.T) {
 			for _, queue := range []string{itemsQueue, noQueue} {
 				t.Run(protocol+"/"+name+"/"+queue[:20], func(t *testing.T) {
 					const batches, size = 20, 50
-					_, port, _ := net.SplitHostPort(freeAddress(t))
+					_, port, _ := net.SplitHostPort(otlptest.FreeAddress(t))
 					telemetry := strings.ReplaceAll(telemetry, "PORT", port)
 					b := &choosy{rejectLogs: 3, rejectSpans: 7, rejectPoints: 2}
 					s := newSource()
@@ -281,7 +282,7 @@ func TestLostBehindABatchProcessorIsFailed(t *testing.T) {
 func TestAccountOverARestart(t *testing.T) {
 	state := t.TempDir()
 	// Nobody listens, then somebody does.
-	address := freeAddress(t)
+	address := otlptest.FreeAddress(t)
 	config := func(endpoint string) string {
 		uri := toChoosy("grpc", endpoint, "{logs: {level: fatal}}", strings.Replace(itemsQueue, "{", "{storage: file_storage, ", 1))
 		uri = strings.Replace(uri, "service:", fmt.Sprintf("extensions: {file_storage: {directory: %q, create_directory: true}}\nservice:\n  extensions: [file_storage]", filepath.Join(state, "queue")), 1)

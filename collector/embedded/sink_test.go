@@ -1,105 +1,24 @@
 package embedded
 
 import (
-	"context"
 	"fmt"
-	"math/rand/v2"
-	"net"
-	"testing"
-
-	"go.opentelemetry.io/collector/component"
-	"go.opentelemetry.io/collector/component/componenttest"
-	"go.opentelemetry.io/collector/confmap"
-	"go.opentelemetry.io/collector/consumer/consumertest"
-	"go.opentelemetry.io/collector/receiver/otlpreceiver"
-	"go.opentelemetry.io/collector/receiver/receivertest"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
 	"github.com/sidelight-mesh/sidelight/collector/edge"
 	"github.com/sidelight-mesh/sidelight/collector/internal/fixture"
 	"github.com/sidelight-mesh/sidelight/collector/meshreceiver"
+	"github.com/sidelight-mesh/sidelight/collector/otlptest"
 	"github.com/sidelight-mesh/sidelight/collector/queue"
 )
 
-// backend takes OTLP as any backend does, with the collector's own receiver.
-type backend struct {
-	metrics consumertest.MetricsSink
-	logs    consumertest.LogsSink
-	traces  consumertest.TracesSink
-}
-
-// freeAddress returns an address of this host that nobody listens on, and that no client gets before a server does.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 1+rand.IntN(254), rand.IntN(255), 1+rand.IntN(254)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	return listener.Addr().String()
-}
-
-// start listens on an address until the test ends, or says why it cannot.
-func (b *backend) start(t *testing.T, protocol, address string) error {
-	t.Helper()
-	factory := otlpreceiver.NewFactory()
-	config := factory.CreateDefaultConfig()
-	if err := confmap.NewFromStringMap(map[string]any{
-		"protocols": map[string]any{protocol: map[string]any{"endpoint": address, "include_metadata": true}},
-	}).Unmarshal(config); err != nil {
-		t.Fatal(err)
-	}
-	settings := receivertest.NewNopSettings(factory.Type())
-	metrics, err := factory.CreateMetrics(t.Context(), settings, config, &b.metrics)
-	if err != nil {
-		t.Fatal(err)
-	}
-	logs, err := factory.CreateLogs(t.Context(), settings, config, &b.logs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	traces, err := factory.CreateTraces(t.Context(), settings, config, &b.traces)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signals := []component.Component{metrics, logs, traces}
-	stop := func() {
-		for _, c := range signals {
-			if err := c.Shutdown(context.Background()); err != nil {
-				t.Error(err)
-			}
-		}
-	}
-	for _, c := range signals {
-		if err := c.Start(t.Context(), componenttest.NewNopHost()); err != nil {
-			stop()
-			return err
-		}
-	}
-	t.Cleanup(stop)
-	return nil
-}
-
-// startBackend starts one on an address of its own.
-func startBackend(t *testing.T, protocol string) (b *backend, address string) {
-	t.Helper()
-	var err error
-	// Somebody else may take the address between our finding it and our using it.
-	for range 10 {
-		b, address = new(backend), freeAddress(t)
-		if err = b.start(t, protocol, address); err == nil {
-			return b, address
-		}
-	}
-	t.Fatal(err)
-	return nil, ""
-}
+// backend counts what came.
+type backend struct{ *otlptest.Backend }
 
 // uids are the ids of the log records that came, and how often each did.
-func (b *backend) uids() map[string]int {
+func (b backend) uids() map[string]int {
 	uids := make(map[string]int)
-	for _, logs := range b.logs.AllLogs() {
+	for _, logs := range b.Logs.AllLogs() {
 		for _, r := range logs.ResourceLogs().All() {
 			for _, log := range r.ScopeLogs().At(0).LogRecords().All() {
 				uid, _ := log.Attributes().Get("log.record.uid")
@@ -111,9 +30,9 @@ func (b *backend) uids() map[string]int {
 }
 
 // spans are the ids of the spans that came, and how often each did.
-func (b *backend) spans() map[string]int {
+func (b backend) spans() map[string]int {
 	spans := make(map[string]int)
-	for _, traces := range b.traces.AllTraces() {
+	for _, traces := range b.Traces.AllTraces() {
 		for _, r := range traces.ResourceSpans().All() {
 			for _, span := range r.ScopeSpans().At(0).Spans().All() {
 				spans[span.SpanID().String()]++
@@ -124,8 +43,8 @@ func (b *backend) spans() map[string]int {
 }
 
 // attempts is what the last report says.
-func (b *backend) attempts() int64 {
-	all := b.metrics.AllMetrics()
+func (b backend) attempts() int64 {
+	all := b.Metrics.AllMetrics()
 	if len(all) == 0 {
 		return 0
 	}
