@@ -155,6 +155,10 @@ func TestComposeNamesWhatExists(t *testing.T) {
 		if !slices.Contains(want, name) {
 			t.Errorf("%s is not among %q", name, want)
 		}
+		mounts := slices.ContainsFunc(s.Volumes, func(v composeVolume) bool { return v.Type == "bind" })
+		if mounts && !slices.Contains(s.SecurityOpt, "label=disable") {
+			t.Errorf("%s: SELinux, where it is in force, would not let it read what is mounted", name)
+		}
 		if s.Build == nil && !pinned.MatchString(s.Image) {
 			t.Errorf("%s: the image %s has no version of three numbers", name, s.Image)
 		}
