@@ -23,7 +23,7 @@ const (
 	meshLength = 30 * time.Minute
 	meshScrape = 15 * time.Second
 	meshSweep  = 10 * time.Second
-	// In the last ten minutes the budget is broken, the ring was full for a while, and an endpoint is out.
+	// In the last ten minutes the budget is broken, the ring was full for a while, the newest mesh is refused, and an endpoint is out.
 	meshTrouble = 20 * time.Minute
 	noTrouble   = time.Duration(math.MaxInt64)
 )
@@ -200,8 +200,8 @@ func (a *agent) reading() self.Reading {
 
 	add(self.Pending, 4096)
 	add(self.Ring, 4<<20)
-	for _, name := range []string{"lost", "backends"} {
-		add(self.MapEntries, 16, name)
+	for i, name := range []string{"lost", "backends"} {
+		add(self.MapEntries, uint64(16*(i+1)), name)
 		add(self.MapMaxEntries, 128, name)
 	}
 	add(self.Runs, 40*seconds, "mesh_sockops")
@@ -248,10 +248,14 @@ func (a *agent) budget(add func(*self.Metric, uint64, ...string), share func(*se
 }
 
 func (a *agent) mesh(add func(*self.Metric, uint64, ...string), share func(*self.Metric, float64, ...string), trouble uint64) {
+	inForce := uint64(1)
+	if trouble > 0 {
+		inForce = 0
+	}
 	add(self.ConfigGeneration, 3)
-	add(self.ConfigInputs, 3+trouble/300, "accepted")
-	add(self.ConfigInputs, 0, "rejected")
-	add(self.ConfigInForce, 1)
+	add(self.ConfigInputs, 3, "accepted")
+	add(self.ConfigInputs, trouble/300, "rejected")
+	add(self.ConfigInForce, inForce)
 	share(self.ConfigLastAccepted, float64(meshStart.Unix()))
 	add(self.MeshGuarded, 2)
 	for key, n := range a.endpoints {
@@ -300,7 +304,11 @@ func (a *agent) account(add func(*self.Metric, uint64, ...string), trouble uint6
 		add(self.Submitted, a.kernel.Submitted[k], k)
 		add(self.SampledOut, 0, k)
 		add(self.Decoded, a.kernel.Submitted[k], k)
-		add(self.Dropped, a.lost, "ring", k)
+		lost := a.lost
+		if kind == connection.Close {
+			lost += min(trouble, 60) // those of Aggregated
+		}
+		add(self.Dropped, lost, "ring", k)
 	}
 }
 

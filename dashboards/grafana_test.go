@@ -49,6 +49,9 @@ type grafanaPanel struct {
 		} `json:"overrides"`
 	} `json:"fieldConfig"`
 	Options struct {
+		ReduceOptions struct {
+			Calcs []string `json:"calcs"`
+		} `json:"reduceOptions"`
 		YAxis struct {
 			Unit string `json:"unit"`
 		} `json:"yAxis"`

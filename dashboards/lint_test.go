@@ -39,8 +39,13 @@ func lint(d *grafanaDashboard) []string {
 	l.dashboard()
 	l.variables()
 	l.layout()
+	titles := make(map[string]bool)
 	for _, p := range d.panels() {
 		l.panel(&p)
+		if titles[p.Title] {
+			l.fault("two panels are called %s: a test of the one would be taken for one of the other", p.Title)
+		}
+		titles[p.Title] = true
 	}
 	return l.faults
 }
@@ -253,6 +258,9 @@ func (l *linter) query(p *grafanaPanel, target *grafanaTarget) {
 	if overTime := p.Type == "timeseries" || p.Type == "heatmap"; overTime && strings.Contains(target.Expr, "_seconds_bucket") && !target.Exemplar {
 		l.fault("%s: a histogram without exemplars", p.Title)
 	}
+	if p.Type == "stat" && (!target.Instant || !slices.Equal(p.Options.ReduceOptions.Calcs, []string{"last"})) {
+		l.fault("%s: it may show what was last there instead of what is now", p.Title)
+	}
 	if p.Type == "timeseries" && target.LegendFormat == "" {
 		l.fault("%s: no legend", p.Title)
 	}
@@ -336,6 +344,12 @@ func TestLinterFinds(t *testing.T) {
 		},
 		"no exemplars": func(_ *grafanaDashboard, p *grafanaPanel) {
 			p.Targets[0].Expr = strings.Replace(p.Targets[0].Expr, "sent_bytes_total", "rtt_seconds_bucket", 1)
+		},
+		"the last of a range": func(_ *grafanaDashboard, p *grafanaPanel) { p.Type = "stat" },
+		"a title twice": func(d *grafanaDashboard, p *grafanaPanel) {
+			q := *p
+			q.ID, q.GridPos.Y = 2, 8
+			d.Panels = append(d.Panels, q)
 		},
 		"a fixed data source": func(_ *grafanaDashboard, p *grafanaPanel) { p.Datasource.UID = "abc" },
 	} {

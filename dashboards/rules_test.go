@@ -207,6 +207,8 @@ func TestRulesOverTheStream(t *testing.T) {
 		"SidelightLimitRejecting",         // narrow
 		"SidelightServiceWithoutEndpoint", // empty
 		"SidelightEjectionSuppressed",     // flaky
+		"SidelightConfigRejected",         // the newest mesh
+		"SidelightDropped",                // when the ring was full
 	}
 	for _, name := range want {
 		if !got[name] {

@@ -25,6 +25,7 @@ var (
 	greedy    = &enrich.Workload{Name: "greedy", Namespace: "shop"}
 	intruder  = &enrich.Workload{Name: "/system.slice/intruder.service"} // without a mesh: a path, and no namespace
 	external  = &enrich.Workload{Name: enrich.External}
+	office    = &enrich.Workload{Name: "office"} // a group of peers
 )
 
 func shop(name string) *enrich.Service { return &enrich.Service{Name: name, Namespace: "shop"} }
@@ -84,6 +85,10 @@ var flows = []flow{
 	{
 		every: 5 * time.Second, client: web, servers: []*enrich.Workload{external}, clientHere: true, handshake: 1030 * time.Millisecond,
 		firstByte: 40 * time.Millisecond, life: 2 * time.Second, sent: 1000, received: 1000, rtt: 30 * time.Millisecond, synRetransmits: 1,
+	},
+	{
+		every: 4 * time.Second, client: office, servers: []*enrich.Workload{web}, serverHere: true, handshake: 5 * time.Millisecond,
+		firstByte: 5 * time.Millisecond, life: 600 * time.Millisecond, sent: 200, received: 400, rtt: 5 * time.Millisecond,
 	},
 	{
 		every: time.Minute, client: web, servers: []*enrich.Workload{blackhole}, clientHere: true, handshake: 127 * time.Second,

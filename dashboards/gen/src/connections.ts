@@ -1,14 +1,24 @@
 // Connections: the phases of a connection, why it fails, and what the network does to it.
 import { build, heatPanel, quantile, rate, seriesPanel, statPanel, sum, tablePanel, units } from './model';
-import { chosenRole, client, cluster, edgeLabels, local, logVariables, namespace, role, workload, workloadSignals } from './edges';
+import {
+  chosenRole, client, cluster, connects, edgeLabels, edgeLegend, local, logVariables, namespace, quantiles, retransmits, role, workload, workloadSignals,
+} from './edges';
 
-const attempts = rate(local('connection_attempts_total', client));
-const failures = rate(local('connection_failures_total', client));
-const connect = local('connect_duration_seconds_bucket', client);
-const firstByte = local('first_byte_duration_seconds_bucket', client);
-const retransmits = rate(local('retransmits_total', chosenRole));
-const synRetransmits = rate(local('syn_retransmits_total', chosenRole));
+const { attempts, failures, handshakes, firstBytes } = connects;
 const oldest = local('connection_connecting_oldest_seconds', client);
+const edgeColumns = [
+  { name: 'Namespace', label: 'local_namespace' },
+  { name: 'Workload', label: 'local_workload' },
+  { name: 'Service namespace', label: 'service_namespace' },
+  { name: 'Service', label: 'service' },
+  { name: 'Peer namespace', label: 'peer_namespace' },
+  { name: 'Peer', label: 'peer_workload' },
+];
+const localLabels = ['local_namespace', 'local_workload'];
+const localLegend = '{{local_namespace}} {{local_workload}}';
+/** Without a handshake there is no number, which is no slow one. */
+const slowest = `topk(20, ${quantile(0.99, handshakes, ...edgeLabels)} >= 0)`;
+const synShare = (...by: string[]) => `${sum(rate(local('syn_retransmits_total', client)), ...by)} / (${sum(attempts, ...by)} > 0)`;
 
 export const connections = build({
   uid: 'sidelight-connections',
@@ -29,8 +39,8 @@ export const connections = build({
                 ' and spans only (sidelight.decision_ns).',
               unit: units.Seconds,
               queries: [
-                { expr: quantile(0.5, connect), legend: 'handshake', exemplars: true },
-                { expr: quantile(0.5, firstByte), legend: 'first byte', exemplars: true },
+                { expr: quantile(0.5, handshakes), legend: 'handshake', exemplars: true },
+                { expr: quantile(0.5, firstBytes), legend: 'first byte', exemplars: true },
               ],
               log: true,
             }),
@@ -42,8 +52,8 @@ export const connections = build({
               description: 'The same for the slowest of a hundred. A handshake of 1 s, 3 s or 7 s is one, two or three lost SYNs.',
               unit: units.Seconds,
               queries: [
-                { expr: quantile(0.99, connect), legend: 'handshake', exemplars: true },
-                { expr: quantile(0.99, firstByte), legend: 'first byte', exemplars: true },
+                { expr: quantile(0.99, handshakes), legend: 'handshake', exemplars: true },
+                { expr: quantile(0.99, firstBytes), legend: 'first byte', exemplars: true },
               ],
               log: true,
             }),
@@ -56,7 +66,7 @@ export const connections = build({
               title: 'Handshake latency',
               description: 'Connects by the time from SYN to the end of the handshake. Points are exemplars: connections, with their traces.',
               unit: units.Seconds,
-              selector: connect,
+              selector: handshakes,
             }),
             12,
           ],
@@ -65,7 +75,7 @@ export const connections = build({
               title: 'Wait for the first byte',
               description: 'Connections that ended, by the time from the end of the handshake to the first byte from the server.',
               unit: units.Seconds,
-              selector: firstByte,
+              selector: firstBytes,
             }),
             12,
           ],
@@ -105,11 +115,9 @@ export const connections = build({
               description: 'Failed connects per second by edge and reason.',
               unit: units.CountsPerSecond,
               columns: [
-                { name: 'Workload', label: 'local_workload' },
-                { name: 'Service', label: 'service' },
-                { name: 'Peer', label: 'peer_workload' },
+                ...edgeColumns,
                 { name: 'Reason', label: 'reason' },
-                { name: 'Failed', expr: `topk(50, ${sum(failures, 'local_workload', 'service', 'peer_workload', 'reason')} > 0)`, unit: units.CountsPerSecond },
+                { name: 'Failed', expr: `topk(50, ${sum(failures, ...edgeLabels, 'reason')} > 0)`, unit: units.CountsPerSecond },
               ],
             }),
             8,
@@ -127,9 +135,7 @@ export const connections = build({
               title: 'Longest connect under way, by edge',
               description: 'How long the connect has hung that hangs longest, at the last sweep. It is seen while it hangs, not only when it has failed.',
               unit: units.Seconds,
-              queries: [
-                { expr: `max by (local_workload, service, peer_workload) (${oldest})`, legend: '{{local_workload}} > {{service}} {{peer_workload}}' },
-              ],
+              queries: [{ expr: `max by (${edgeLabels.join(', ')}) (${oldest})`, legend: edgeLegend }],
             }),
             12,
           ],
@@ -138,7 +144,7 @@ export const connections = build({
               title: 'Connects under way',
               description: 'Connections whose handshake is under way now, by client workload.',
               unit: units.Short,
-              queries: [{ expr: sum(local('connection_connecting', client), 'local_workload'), legend: '{{local_workload}}' }],
+              queries: [{ expr: sum(local('connection_connecting', client), ...localLabels), legend: localLegend }],
               stacked: true,
             }),
             6,
@@ -168,8 +174,8 @@ export const connections = build({
               description: 'Segments sent again per second, at the ends that the role chooses: during the handshake, and later.',
               unit: units.CountsPerSecond,
               queries: [
-                { expr: sum(synRetransmits), legend: 'SYN' },
-                { expr: `${sum(retransmits)} - ${sum(synRetransmits)}`, legend: 'later' },
+                { expr: sum(rate(local('syn_retransmits_total', chosenRole)), 'role'), legend: '{{role}} SYN' },
+                { expr: retransmits('role'), legend: '{{role}} later' },
               ],
               stacked: true,
             }),
@@ -180,24 +186,21 @@ export const connections = build({
               title: 'SYNs sent again per connect',
               description: 'Of clients. Each costs the connect a second at least.',
               unit: units.PercentUnit,
-              queries: [
-                {
-                  expr: `${sum(rate(local('syn_retransmits_total', client)), 'local_workload')} / (${sum(attempts, 'local_workload')} > 0)`,
-                  legend: '{{local_workload}}',
-                },
-              ],
+              queries: [{ expr: synShare(...localLabels), legend: localLegend }],
             }),
             8,
           ],
           [
             seriesPanel({
               title: 'Retransmits per megabyte sent',
-              description: 'Segments sent again for each million bytes of payload, which are some 700 full segments: 7 is one percent.',
+              description:
+                'Segments sent again after the handshake for each million bytes of payload, which are some 700 full segments: 7 is one percent of these. Who' +
+                ' sends small segments sends more of them for a megabyte, so it is less in truth.',
               unit: units.Short,
               queries: [
                 {
-                  expr: `${sum(retransmits, 'local_workload')} / (${sum(rate(local('sent_bytes_total', chosenRole)), 'local_workload')} / 1e6 > 0)`,
-                  legend: '{{local_workload}}',
+                  expr: `${retransmits('role', ...localLabels)} / (${sum(rate(local('sent_bytes_total', chosenRole)), 'role', ...localLabels)} / 1e6 > 0)`,
+                  legend: `{{role}} ${localLegend}`,
                 },
               ],
             }),
@@ -210,11 +213,7 @@ export const connections = build({
               title: 'Round-trip time',
               description: 'Smoothed round-trip time at the end of connections, at the ends that the role chooses.',
               unit: units.Seconds,
-              queries: [0.5, 0.9, 0.99].map((q) => ({
-                expr: quantile(q, local('rtt_seconds_bucket', chosenRole)),
-                legend: `p${q * 100}`,
-                exemplars: true,
-              })),
+              queries: quantiles(local('rtt_seconds_bucket', chosenRole), '{{role}} ', ['role']),
               log: true,
             }),
             8,
@@ -222,7 +221,7 @@ export const connections = build({
           [
             heatPanel({
               title: 'Round-trip times',
-              description: 'Connections that ended, by their smoothed round-trip time then.',
+              description: 'Connections that ended, by their smoothed round-trip time then. With the role All each of two observed ends counts.',
               unit: units.Seconds,
               selector: local('rtt_seconds_bucket', chosenRole),
             }),
@@ -234,10 +233,9 @@ export const connections = build({
               description: 'Edges by the 99th percentile of their handshake, and whether SYNs were sent again.',
               unit: units.Short,
               columns: [
-                { name: 'Workload', label: 'local_workload' },
-                { name: 'Service', label: 'service' },
-                { name: 'Peer', label: 'peer_workload' },
-                { name: 'Handshake p99', expr: `topk(20, ${quantile(0.99, connect, ...edgeLabels.filter((l) => !l.endsWith('namespace')))})`, unit: units.Seconds },
+                ...edgeColumns,
+                { name: 'Handshake p99', expr: slowest, unit: units.Seconds },
+                { name: 'SYNs sent again per connect', expr: `${synShare(...edgeLabels)} and ${slowest}`, unit: units.PercentUnit },
               ],
             }),
             8,
@@ -256,10 +254,11 @@ export const connections = build({
               description: 'Connections per second by step, at the ends that the role chooses. Established and adopted make up closed and open.',
               unit: units.CountsPerSecond,
               queries: [
-                { expr: sum(attempts), legend: 'attempted (clients)' },
-                { expr: sum(rate(local('connection_established_total', chosenRole))), legend: 'established' },
-                { expr: sum(rate(local('connection_adopted_total', chosenRole))), legend: 'adopted' },
-                { expr: sum(rate(local('connection_closed_total', chosenRole))), legend: 'closed' },
+                { expr: sum(attempts), legend: 'client attempted' },
+                ...['established', 'adopted', 'closed'].map((step) => ({
+                  expr: sum(rate(local(`connection_${step}_total`, chosenRole)), 'role'),
+                  legend: `{{role}} ${step}`,
+                })),
               ],
             }),
             12,
@@ -269,11 +268,7 @@ export const connections = build({
               title: 'Life of connections',
               description: 'Of those that ended, from connect() or accept to the end.',
               unit: units.Seconds,
-              queries: [0.5, 0.9, 0.99].map((q) => ({
-                expr: quantile(q, local('connection_duration_seconds_bucket', chosenRole)),
-                legend: `p${q * 100}`,
-                exemplars: true,
-              })),
+              queries: quantiles(local('connection_duration_seconds_bucket', chosenRole), '{{role}} ', ['role']),
               log: true,
             }),
             12,

@@ -1,8 +1,7 @@
 // Mesh decisions: which endpoints were chosen, which are out of service, what limits and policies refused.
 import { build, rate, seriesPanel, statPanel, sum, tablePanel, units, variable } from './model';
-import { cluster, node } from './edges';
+import { cluster, node, on } from './edges';
 
-const on = (metric: string, ...more: string[]) => `${metric}{${['cluster=~"$cluster"', 'instance=~"$instance"', ...more].join(', ')}}`;
 const of = (metric: string, ...more: string[]) =>
   on(metric, 'service_namespace=~"$service_namespace"', 'service=~"$service"', ...more);
 const endpoint = ['service_namespace', 'service', 'endpoint'];
@@ -166,7 +165,7 @@ export const decisions = build({
               description: 'How often endpoints were put out of service per hour: their connects failed (outlier), or they did not answer (health_check).',
               unit: units.Short,
               queries: [
-                { expr: `sum by (service, endpoint, cause) (increase(${of('sidelight_mesh_ejections_total')}[1h]))`, legend: '{{service}} > {{endpoint}} {{cause}}' },
+                { expr: `sum by (service_namespace, service, endpoint, cause) (increase(${of('sidelight_mesh_ejections_total')}[1h]))`, legend: '{{service_namespace}} {{service}} > {{endpoint}} {{cause}}' },
               ],
             }),
             8,
@@ -177,7 +176,7 @@ export const decisions = build({
               description: 'How often per hour an endpoint stayed although it failed, because too many of its service were out already (maxEjectionPercent).',
               unit: units.Short,
               queries: [
-                { expr: `sum by (service, endpoint) (increase(${of('sidelight_mesh_ejections_suppressed_total')}[1h]))`, legend: '{{service}} > {{endpoint}}' },
+                { expr: `sum by (service_namespace, service, endpoint) (increase(${of('sidelight_mesh_ejections_suppressed_total')}[1h]))`, legend: '{{service_namespace}} {{service}} > {{endpoint}}' },
               ],
             }),
             8,
@@ -271,7 +270,7 @@ export const decisions = build({
               description: 'Connects per second that the mesh refused, of the chosen services; what is no service has none and is in the next panel only.',
               unit: units.CountsPerSecond,
               queries: [
-                { expr: sum(rate(of('sidelight_tcp_connection_failures_total', 'role="client"', refusals)), 'reason', 'service'), legend: '{{service}} {{reason}}' },
+                { expr: sum(rate(of('sidelight_tcp_connection_failures_total', 'role="client"', refusals)), 'reason', 'service_namespace', 'service'), legend: '{{service_namespace}} {{service}} {{reason}}' },
               ],
               stacked: true,
             }),

@@ -1,5 +1,5 @@
-// Variables, matchers and panels of what is told by edge: sidelight_tcp_*.
-import { datasourceVariable, lokiPanel, roleVariable, tracesPanel, variable, victoriaLogsPanel, type Row } from './model';
+// Variables, matchers and panels that dashboards share.
+import { datasourceVariable, lokiPanel, quantile, rate, roleVariable, sum, tracesPanel, units, variable, victoriaLogsPanel, type Query, type Row, type Stat } from './model';
 
 export const cluster = variable({
   name: 'cluster',
@@ -40,6 +40,9 @@ export const logVariables = [
   datasourceVariable('tempo', 'Traces (Tempo)', 'tempo'),
 ];
 
+/** on selects what an agent tells of its node by the variables of nodes. */
+export const on = (metric: string, ...more: string[]) => `${metric}{${['cluster=~"$cluster"', 'instance=~"$instance"', ...more].join(', ')}}`;
+
 /** local selects a metric's edges by the variables of the local workload. */
 export const local = (metric: string, ...more: string[]) =>
   `sidelight_tcp_${metric}{${['cluster=~"$cluster"', 'local_namespace=~"$namespace"', 'local_workload=~"$workload"', ...more].join(', ')}}`;
@@ -48,8 +51,46 @@ export const client = 'role="client"';
 export const server = 'role="server"';
 export const chosenRole = 'role=~"$role"';
 
-/** what names an edge in a table. */
+/** what names an edge in a table, and in a legend. */
 export const edgeLabels = ['local_namespace', 'local_workload', 'service_namespace', 'service', 'peer_namespace', 'peer_workload'];
+export const edgeLegend = '{{local_namespace}} {{local_workload}} > {{service_namespace}} {{service}} {{peer_namespace}} {{peer_workload}}';
+
+/** connects are those of local workloads. */
+export const connects = {
+  attempts: rate(local('connection_attempts_total', client)),
+  failures: rate(local('connection_failures_total', client)),
+  handshakes: local('connect_duration_seconds_bucket', client),
+  firstBytes: local('first_byte_duration_seconds_bucket', client),
+};
+
+/** retransmits are segments that were sent again, without those of handshakes: these are no loss of payload, and are told apart. */
+export const retransmits = (...by: string[]) =>
+  `(${sum(rate(local('retransmits_total', chosenRole)), ...by)} - ${sum(rate(local('syn_retransmits_total', chosenRole)), ...by)})`;
+
+/** failedShare is for a stat. Without a failure yet there is no series of failures: then the share is 0. */
+export const failedShare = (description: string, failures: string, attempts: string): Stat => ({
+  title: 'Failed',
+  description,
+  unit: units.PercentUnit,
+  expr: `(${sum(failures)} or vector(0)) / (${sum(attempts)} > 0)`,
+  warn: 0.01,
+  bad: 0.05,
+  decimals: 2,
+});
+
+/** handshakeP99 is for a stat. */
+export const handshakeP99 = (description: string, selector: string): Stat => ({
+  title: 'Handshake, 99th percentile',
+  description,
+  unit: units.Seconds,
+  expr: quantile(0.99, selector),
+  warn: 0.25,
+  bad: 1,
+});
+
+/** quantiles are lines of a latency, with exemplars: by labels, whose legend comes before the quantile. */
+export const quantiles = (selector: string, legend = '', by: string[] = [], of = [0.5, 0.9, 0.99]): Query[] =>
+  of.map((q) => ({ expr: quantile(q, selector, ...by), legend: `${legend}p${q * 100}`, exemplars: true }));
 
 /**
  * signals is the row with the access log in both variants, and traces. It is collapsed, because hardly anybody has all three. Attributes

@@ -34,7 +34,7 @@ export interface Query {
   legend?: string;
   refId?: string;
   exemplars?: boolean;
-  format?: 'heatmap' | 'table';
+  format?: 'heatmap' | 'table' | 'now';
 }
 
 function target(q: Query, i: number): cog.Builder<cog.Dataquery> {
@@ -48,6 +48,8 @@ function target(q: Query, i: number): cog.Builder<cog.Dataquery> {
   switch (q.format) {
     case 'table':
       return b.instant().format(prometheus.PromQueryFormat.Table);
+    case 'now':
+      return b.instant();
     case 'heatmap':
       return b.range().format(prometheus.PromQueryFormat.Heatmap).legendFormat('{{le}}');
     default:
@@ -68,6 +70,8 @@ const steps = (...s: [number | null, string][]) =>
 
 export interface Stat extends Base {
   expr: string;
+  /** Where there is more than one value. */
+  legend?: string;
   /** From these values on it is yellow and red. */
   warn?: number;
   bad?: number;
@@ -75,15 +79,16 @@ export interface Stat extends Base {
   mappings?: dashboard.ValueMapping[];
 }
 
+/** statPanel shows what is now: of a range the last value that there was may be of an hour ago. */
 export function statPanel(s: Stat): Panel {
   const b = new stat.PanelBuilder()
     .title(s.title)
     .description(s.description)
     .datasource(metrics)
     .unit(s.unit)
-    .reduceOptions(new common.ReduceDataOptionsBuilder().calcs(['lastNotNull']))
-    .graphMode(common.BigValueGraphMode.Area)
-    .withTarget(target({ expr: s.expr }, 0));
+    .reduceOptions(new common.ReduceDataOptionsBuilder().calcs(['last']))
+    .graphMode(common.BigValueGraphMode.None)
+    .withTarget(target({ expr: s.expr, format: 'now', ...(s.legend === undefined ? {} : { legend: s.legend }) }, 0));
   const levels: [number | null, string][] = [[null, s.bad === undefined && s.warn === undefined ? 'blue' : 'green']];
   if (s.warn !== undefined) levels.push([s.warn, 'yellow']);
   if (s.bad !== undefined) levels.push([s.bad, 'red']);

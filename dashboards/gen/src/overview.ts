@@ -1,33 +1,26 @@
 // Mesh overview: the golden signals of all edges, and the map of who connects to whom.
 import { build, graphPanel, heatPanel, quantile, rate, seriesPanel, statPanel, sum, tablePanel, units } from './model';
-import { chosenRole, client, cluster, edgeLabels, local, namespace, role, workload } from './edges';
+import { chosenRole, client, cluster, connects, edgeLabels, failedShare, handshakeP99, local, namespace, quantiles, role, server, workload } from './edges';
 
-const attempts = rate(local('connection_attempts_total', client));
-const failures = rate(local('connection_failures_total', client));
-const connect = local('connect_duration_seconds_bucket', client);
+const { attempts, failures, handshakes } = connects;
 
 /** Without a failure yet there is no series of failures: then the share is 0. */
 const failureShare = `(${sum(failures, ...edgeLabels)} or ${sum(attempts, ...edgeLabels)} * 0) / (${sum(attempts, ...edgeLabels)} > 0)`;
 
-// The map has an edge for each client and what it dialled, a service or else a peer, and one from each peer that nobody here observes.
-const called = (expr: string, label: string) =>
-  `label_replace(label_join(${expr}, "${label}", "/", "peer_namespace", "peer_workload"), "${label}", "$1", "${label}", "/(.*)")`;
-const caller = (expr: string, label: string) =>
-  `label_replace(label_join(${expr}, "${label}", "/", "local_namespace", "local_workload"), "${label}", "$1", "${label}", "/(.*)")`;
-const outside = rate(local('connection_established_total', 'role="server"', 'peer_workload="external"'));
-const edgesOut = caller(called(sum(attempts, 'local_namespace', 'local_workload', 'peer_namespace', 'peer_workload'), 'target'), 'source');
-const edgesIn = caller(called(sum(outside, 'local_namespace', 'local_workload', 'peer_namespace', 'peer_workload'), 'source'), 'target');
-const mapEdges = `label_join(${sum(`${edgesOut} or ${edgesIn}`, 'source', 'target')}, "id", " > ", "source", "target")`;
-const mapNodes = sum(
-  [
-    // With the role, so that "or" leaves out none of a workload that is both.
-    caller(sum(attempts, 'role', 'local_namespace', 'local_workload'), 'id'),
-    caller(sum(outside, 'role', 'local_namespace', 'local_workload'), 'id'),
-    called(sum(attempts, 'role', 'peer_namespace', 'peer_workload'), 'id'),
-    called(sum(outside, 'role', 'peer_namespace', 'peer_workload'), 'id'),
-  ].join(' or '),
-  'id',
-);
+// The map has an edge for each client and where its connects led, which is the endpoint that the mesh chose and not the service that was dialled, and one
+// for each server and who connected to it. Of two observed workloads both ends tell: they are one edge then, with what is more. Else one end does, as of who
+// is not observed, or not everywhere: external, a group of peers, a workload of another node.
+const named = (expr: string, side: 'local' | 'peer', label: string) =>
+  `label_replace(label_join(${expr}, "${label}", "/", "${side}_namespace", "${side}_workload"), "${label}", "$1", "${label}", "/(.*)")`;
+const ends = ['local_namespace', 'local_workload', 'peer_namespace', 'peer_workload'];
+const mapped = (expr: string, from: 'local' | 'peer', to: 'local' | 'peer') =>
+  sum(named(named(sum(expr, 'role', ...ends), from, 'source'), to, 'target'), 'role', 'source', 'target');
+const mapEnds =
+  `max by (source, target) (${mapped(attempts, 'local', 'peer')}` +
+  ` or ${mapped(rate(local('connection_established_total', server)), 'peer', 'local')})`;
+const mapEdges = `label_join(${mapEnds}, "id", " > ", "source", "target")`;
+const node = (side: 'source' | 'target') => `label_replace(${sum(mapEnds, side)}, "id", "$1", "${side}", "(.*)")`;
+const mapNodes = sum(`${node('source')} or ${node('target')}`, 'id');
 
 export const overview = build({
   uid: 'sidelight-overview',
@@ -42,34 +35,22 @@ export const overview = build({
         [
           [statPanel({ title: 'Connects', description: 'Connects that clients began, per second.', unit: units.CountsPerSecond, expr: sum(attempts) }), 4],
           [
-            statPanel({
-              title: 'Failed',
-              description: 'Share of the connects that failed before their handshake was done, for whatever reason.',
-              unit: units.PercentUnit,
-              expr: `(${sum(failures)} or vector(0)) / (${sum(attempts)} > 0)`,
-              warn: 0.01,
-              bad: 0.05,
-              decimals: 2,
-            }),
+            statPanel(failedShare('Share of the connects that failed before their handshake was done, for whatever reason.', failures, attempts)),
             4,
           ],
           [
-            statPanel({
-              title: 'Handshake, 99th percentile',
-              description: 'Time from SYN to the end of the handshake. From 1 s on a SYN was lost: that is when the kernel sends the next one.',
-              unit: units.Seconds,
-              expr: quantile(0.99, connect),
-              warn: 0.25,
-              bad: 1,
-            }),
+            statPanel(
+              handshakeP99('Time from SYN to the end of the handshake. From 1 s on a SYN was lost: that is when the kernel sends the next one.', handshakes),
+            ),
             4,
           ],
           [
             statPanel({
               title: 'Open connections',
-              description: 'Connections that are open now, at the ends that the role chooses.',
+              description: 'Connections that are open now, at the ends that the role chooses: of one between two observed workloads each end has one.',
               unit: units.Short,
-              expr: sum(local('connection_open', chosenRole)),
+              expr: sum(local('connection_open', chosenRole), 'role'),
+              legend: '{{role}}',
             }),
             4,
           ],
@@ -89,7 +70,8 @@ export const overview = build({
               title: 'Sent',
               description: 'Payload sent per second by the ends that the role chooses; what is resent counts once.',
               unit: units.BytesPerSecondIEC,
-              expr: sum(rate(local('sent_bytes_total', chosenRole))),
+              expr: sum(rate(local('sent_bytes_total', chosenRole)), 'role'),
+              legend: '{{role}}',
             }),
             4,
           ],
@@ -106,7 +88,7 @@ export const overview = build({
               title: 'Connects by client',
               description: 'Traffic: connects that clients began, per second, by client workload.',
               unit: units.CountsPerSecond,
-              queries: [{ expr: sum(attempts, 'local_workload'), legend: '{{local_workload}}' }],
+              queries: [{ expr: sum(attempts, 'local_namespace', 'local_workload'), legend: '{{local_namespace}} {{local_workload}}' }],
               stacked: true,
             }),
             12,
@@ -128,7 +110,7 @@ export const overview = build({
               title: 'Handshake latency',
               description: 'Latency: time from SYN to the end of the handshake. Points are exemplars: connections, with their traces.',
               unit: units.Seconds,
-              queries: [0.5, 0.9, 0.99].map((q) => ({ expr: quantile(q, connect), legend: `p${q * 100}`, exemplars: true })),
+              queries: quantiles(handshakes),
               log: true,
             }),
             12,
@@ -139,7 +121,7 @@ export const overview = build({
               description: 'Saturation: connections that are open, at the ends that the role chooses, and connects that are under way.',
               unit: units.Short,
               queries: [
-                { expr: sum(local('connection_open', chosenRole)), legend: 'open' },
+                { expr: sum(local('connection_open', chosenRole), 'role'), legend: 'open, {{role}}' },
                 { expr: sum(local('connection_connecting', client)), legend: 'connecting' },
               ],
             }),
@@ -169,14 +151,14 @@ export const overview = build({
                 {
                   name: 'Service',
                   label: 'service',
-                  link: '/d/sidelight-service?${__url_time_range}&${datasource:queryparam}&${cluster:queryparam}&var-service=${__value.raw}',
+                  link: '/d/sidelight-service?${__url_time_range}&${datasource:queryparam}&${cluster:queryparam}&var-service_namespace=${__data.fields["Service namespace"]}&var-service=${__value.raw}',
                 },
                 { name: 'Peer namespace', label: 'peer_namespace' },
                 { name: 'Peer', label: 'peer_workload' },
                 { name: 'Connects', expr: sum(attempts, ...edgeLabels), unit: units.CountsPerSecond },
                 { name: 'Failed', expr: failureShare, unit: units.PercentUnit },
-                { name: 'Handshake p50', expr: quantile(0.5, connect, ...edgeLabels), unit: units.Seconds },
-                { name: 'Handshake p99', expr: quantile(0.99, connect, ...edgeLabels), unit: units.Seconds },
+                { name: 'Handshake p50', expr: quantile(0.5, handshakes, ...edgeLabels), unit: units.Seconds },
+                { name: 'Handshake p99', expr: quantile(0.99, handshakes, ...edgeLabels), unit: units.Seconds },
                 { name: 'Open', expr: sum(local('connection_open', client), ...edgeLabels), unit: units.Short },
                 { name: 'Sent', expr: sum(rate(local('sent_bytes_total', client)), ...edgeLabels), unit: units.BytesPerSecondIEC },
                 { name: 'Received', expr: sum(rate(local('received_bytes_total', client)), ...edgeLabels), unit: units.BytesPerSecondIEC },
@@ -190,8 +172,8 @@ export const overview = build({
             graphPanel({
               title: 'Service map',
               description:
-                'Connects per second: from client workloads to whom they connected, which is the endpoint that the mesh chose, and from peers that' +
-                ' nobody observes to servers here.',
+                'Connects per second: from client workloads to whom they connected, which is the endpoint that the mesh chose, and from whoever' +
+                ' connected to servers here: peers that nobody observes, groups of them, and what is outside.',
               unit: units.CountsPerSecond,
               edges: mapEdges,
               nodes: mapNodes,
@@ -203,7 +185,7 @@ export const overview = build({
               title: 'Handshake latency of all edges',
               description: 'Connects by the time that their handshake took. Points are exemplars: connections, with their traces.',
               unit: units.Seconds,
-              selector: connect,
+              selector: handshakes,
             }),
             8,
           ],

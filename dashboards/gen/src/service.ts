@@ -1,10 +1,9 @@
 // Service: what its clients on the observed nodes see of a service of the mesh, and what its endpoints get.
-import { build, quantile, rate, seriesPanel, statPanel, sum, tablePanel, units, variable } from './model';
-import { cluster, logVariables, signals } from './edges';
+import { build, rate, seriesPanel, statPanel, sum, tablePanel, units, variable } from './model';
+import { client, cluster, failedShare, handshakeP99, logVariables, quantiles, signals } from './edges';
 
 const of = (metric: string, ...more: string[]) =>
   `${metric}{${['cluster=~"$cluster"', 'service_namespace="$service_namespace"', 'service="$service"', ...more].join(', ')}}`;
-const client = 'role="client"';
 const attempts = rate(of('sidelight_tcp_connection_attempts_total', client));
 const failures = rate(of('sidelight_tcp_connection_failures_total', client));
 const connect = of('sidelight_tcp_connect_duration_seconds_bucket', client);
@@ -42,26 +41,11 @@ export const service = build({
         [
           [statPanel({ title: 'Connects', description: 'Connects to the service, per second.', unit: units.CountsPerSecond, expr: sum(attempts) }), 6],
           [
-            statPanel({
-              title: 'Failed',
-              description: 'Share of them that failed or were refused by the mesh.',
-              unit: units.PercentUnit,
-              expr: `(${sum(failures)} or vector(0)) / (${sum(attempts)} > 0)`,
-              warn: 0.01,
-              bad: 0.05,
-              decimals: 2,
-            }),
+            statPanel(failedShare('Share of them that failed or were refused by the mesh.', failures, attempts)),
             6,
           ],
           [
-            statPanel({
-              title: 'Handshake, 99th percentile',
-              description: 'Time from SYN to the end of the handshake.',
-              unit: units.Seconds,
-              expr: quantile(0.99, connect),
-              warn: 0.25,
-              bad: 1,
-            }),
+            statPanel(handshakeP99('Time from SYN to the end of the handshake.', connect)),
             6,
           ],
           [
@@ -109,7 +93,7 @@ export const service = build({
               title: 'Handshake latency',
               description: 'Time from SYN to the end of the handshake. Points are exemplars: connections, with their traces.',
               unit: units.Seconds,
-              queries: [0.5, 0.9, 0.99].map((q) => ({ expr: quantile(q, connect), legend: `p${q * 100}`, exemplars: true })),
+              queries: quantiles(connect),
               log: true,
             }),
             8,
@@ -119,7 +103,7 @@ export const service = build({
               title: 'First byte',
               description: 'Time from the end of the handshake to the first byte from the service, of connections that ended.',
               unit: units.Seconds,
-              queries: [0.5, 0.9, 0.99].map((q) => ({ expr: quantile(q, firstByte), legend: `p${q * 100}`, exemplars: true })),
+              queries: quantiles(firstByte),
               log: true,
             }),
             8,

@@ -1,9 +1,8 @@
 // Sidelight itself: does its account close, what does it cost, and what is lost or waits on the way out.
 import * as dashboard from '@grafana/grafana-foundation-sdk/dashboard';
 import { build, rate, seriesPanel, statPanel, sum, tablePanel, units } from './model';
-import { cluster, node } from './edges';
+import { cluster, node, on } from './edges';
 
-const on = (metric: string, ...more: string[]) => `${metric}{${['cluster=~"$cluster"', 'instance=~"$instance"', ...more].join(', ')}}`;
 const kernel = (role: string, step: string) => on('sidelight_self_kernel_connections_total', `role="${role}"`, `step="${step}"`);
 
 const rungs: dashboard.ValueMapping[] = [
@@ -250,8 +249,8 @@ export const sidelight = build({
           [
             seriesPanel({
               title: 'CPU of the agent process',
-              description: 'As the process counts it itself: CPU seconds per second, without its kernel programs.',
-              unit: units.Seconds,
+              description: 'As the process counts it itself: how many cores it keeps busy, without its kernel programs.',
+              unit: 'suffix: cores',
               queries: [{ expr: sum(rate(on('process_cpu_seconds_total')), 'instance'), legend: '{{instance}}' }],
             }),
             8,
@@ -294,7 +293,7 @@ export const sidelight = build({
           ],
           [
             seriesPanel({
-              title: 'Waiting for backends',
+              title: 'Waiting for backends, by node',
               description: 'Log records, spans and data points in the queues of exporters, in memory or on disk.',
               unit: units.Short,
               queries: [{ expr: sum(on('sidelight_self_export_queue'), 'instance', 'signal'), legend: '{{instance}} {{signal}}' }],
@@ -387,6 +386,18 @@ export const sidelight = build({
       lines: [
         [
           [
+            seriesPanel({
+              title: 'Fill of kernel maps',
+              description:
+                'Entries in use as a share of what there is room for, of the fullest node: what is full takes no more workloads, listeners or rules. Of the' +
+                ' maps of the mesh half is for what takes the place of something that is still used.',
+              unit: units.PercentUnit,
+              queries: [{ expr: `max by (map) (${on('sidelight_bpf_map_entries')} / ${on('sidelight_bpf_map_max_entries')})`, legend: '{{map}}' }],
+              max: 1,
+            }),
+            6,
+          ],
+          [
             tablePanel({
               title: 'Versions',
               description: 'Which version runs where.',
@@ -398,7 +409,7 @@ export const sidelight = build({
                 { name: 'Agents', expr: sum(on('sidelight_build_info'), 'instance', 'version', 'go_version') },
               ],
             }),
-            8,
+            6,
           ],
           [
             seriesPanel({
@@ -408,7 +419,7 @@ export const sidelight = build({
               queries: [{ expr: `max by (instance) (${on('sidelight_datapath_agents_total')})`, legend: '{{instance}}' }],
               stepped: true,
             }),
-            8,
+            6,
           ],
           [
             seriesPanel({
@@ -419,7 +430,7 @@ export const sidelight = build({
                 { expr: `sum by (instance) (increase(${on('sidelight_datapath_unattended_seconds_total')}[1h]))`, legend: '{{instance}}' },
               ],
             }),
-            8,
+            6,
           ],
         ],
       ],

@@ -1,9 +1,8 @@
 // Workload: what it opens, what it accepts, and how its connections fare.
 import { build, quantile, rate, seriesPanel, statPanel, sum, tablePanel, units } from './model';
-import { chosenRole, client, cluster, local, logVariables, namespace, role, server, workload, workloadSignals } from './edges';
+import { chosenRole, cluster, connects, failedShare, local, logVariables, namespace, quantiles, retransmits, role, server, workload, workloadSignals } from './edges';
 
-const attempts = rate(local('connection_attempts_total', client));
-const failed = rate(local('connection_failures_total', client));
+const { attempts, failures, handshakes } = connects;
 const accepted = rate(local('connection_established_total', server));
 const peer = ['peer_namespace', 'peer_workload'];
 const peerLegend = '{{peer_namespace}} {{peer_workload}}';
@@ -21,15 +20,7 @@ export const workloads = build({
         [
           [statPanel({ title: 'Connects', description: 'Connects that it began, per second.', unit: units.CountsPerSecond, expr: sum(attempts) }), 4],
           [
-            statPanel({
-              title: 'Failed',
-              description: 'Share of them that failed before their handshake was done.',
-              unit: units.PercentUnit,
-              expr: `(${sum(failed)} or vector(0)) / (${sum(attempts)} > 0)`,
-              warn: 0.01,
-              bad: 0.05,
-              decimals: 2,
-            }),
+            statPanel(failedShare('Share of them that failed before their handshake was done.', failures, attempts)),
             4,
           ],
           [statPanel({ title: 'Accepts', description: 'Connections that it accepted, per second.', unit: units.CountsPerSecond, expr: sum(accepted) }), 4],
@@ -38,7 +29,8 @@ export const workloads = build({
               title: 'Open',
               description: 'Connections that are open now, at the ends that the role chooses.',
               unit: units.Short,
-              expr: sum(local('connection_open', chosenRole)),
+              expr: sum(local('connection_open', chosenRole), 'role'),
+              legend: '{{role}}',
             }),
             4,
           ],
@@ -47,7 +39,8 @@ export const workloads = build({
               title: 'Sent',
               description: 'Payload per second, of the ends that the role chooses.',
               unit: units.BytesPerSecondIEC,
-              expr: sum(rate(local('sent_bytes_total', chosenRole))),
+              expr: sum(rate(local('sent_bytes_total', chosenRole)), 'role'),
+              legend: '{{role}}',
             }),
             4,
           ],
@@ -56,7 +49,8 @@ export const workloads = build({
               title: 'Received',
               description: 'Payload per second, of the ends that the role chooses.',
               unit: units.BytesPerSecondIEC,
-              expr: sum(rate(local('received_bytes_total', chosenRole))),
+              expr: sum(rate(local('received_bytes_total', chosenRole)), 'role'),
+              legend: '{{role}}',
             }),
             4,
           ],
@@ -83,7 +77,7 @@ export const workloads = build({
               title: 'Failed connects by reason',
               description: 'Connects that failed before their handshake was done, per second.',
               unit: units.CountsPerSecond,
-              queries: [{ expr: sum(failed, 'reason'), legend: '{{reason}}' }],
+              queries: [{ expr: sum(failures, 'reason'), legend: '{{reason}}' }],
               stacked: true,
             }),
             8,
@@ -94,7 +88,7 @@ export const workloads = build({
               description: 'Time from SYN to the end of the handshake. Points are exemplars: connections, with their traces.',
               unit: units.Seconds,
               queries: [
-                { expr: quantile(0.99, local('connect_duration_seconds_bucket', client), ...peer), legend: peerLegend, exemplars: true },
+                { expr: quantile(0.99, handshakes, ...peer), legend: peerLegend, exemplars: true },
               ],
               log: true,
             }),
@@ -151,11 +145,7 @@ export const workloads = build({
               title: 'Life of connections',
               description: 'Of those that ended, from connect() or accept to the end.',
               unit: units.Seconds,
-              queries: [0.5, 0.99].map((q) => ({
-                expr: quantile(q, local('connection_duration_seconds_bucket', chosenRole), 'role'),
-                legend: `{{role}} p${q * 100}`,
-                exemplars: true,
-              })),
+              queries: quantiles(local('connection_duration_seconds_bucket', chosenRole), '{{role}} ', ['role'], [0.5, 0.99]),
               log: true,
             }),
             8,
@@ -193,7 +183,7 @@ export const workloads = build({
           [
             tablePanel({
               title: 'Round-trip time and retransmits by peer',
-              description: 'Round-trip times are those at the end of connections; the retransmits are segments per second.',
+              description: 'Round-trip times are those at the end of connections; the retransmits are segments per second, without those of handshakes.',
               unit: units.Short,
               columns: [
                 { name: 'Role', label: 'role' },
@@ -201,7 +191,7 @@ export const workloads = build({
                 { name: 'Peer', label: 'peer_workload' },
                 { name: 'RTT p50', expr: quantile(0.5, local('rtt_seconds_bucket', chosenRole), 'role', ...peer), unit: units.Seconds },
                 { name: 'RTT p99', expr: quantile(0.99, local('rtt_seconds_bucket', chosenRole), 'role', ...peer), unit: units.Seconds },
-                { name: 'Retransmits', expr: sum(rate(local('retransmits_total', chosenRole)), 'role', ...peer), unit: units.CountsPerSecond },
+                { name: 'Retransmits', expr: retransmits('role', ...peer), unit: units.CountsPerSecond },
               ],
             }),
             8,
