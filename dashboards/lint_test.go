@@ -2,6 +2,7 @@ package dashboards
 
 import (
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -186,6 +187,9 @@ func (l *linter) columns(p *grafanaPanel) {
 		}
 	}
 	for _, o := range p.FieldConfig.Overrides {
+		for _, property := range o.Properties {
+			l.link(p, fmt.Sprint(property.Value))
+		}
 		name, _ := o.Matcher.Options.(string)
 		if !slices.ContainsFunc(p.Transformations, func(tr struct {
 			ID      string `json:"id"`
@@ -202,6 +206,24 @@ func (l *linter) columns(p *grafanaPanel) {
 			return false
 		}) {
 			l.fault("%s: an override is of %q, which is no column", p.Title, name)
+		}
+	}
+}
+
+var column = regexp.MustCompile(`__data\.fields\["([^"]+)"\]`)
+
+// link wants a link's columns to be there, and a service to come with its namespace: the name alone may be another's.
+func (l *linter) link(p *grafanaPanel, text string) {
+	if strings.Contains(text, "var-service=") && !strings.Contains(text, "var-service_namespace=") {
+		l.fault("%s: a link names a service without its namespace: %s", p.Title, text)
+	}
+	var columns []string
+	for _, tr := range p.Transformations {
+		columns = slices.AppendSeq(columns, maps.Values(tr.Options.RenameByName))
+	}
+	for _, m := range column.FindAllStringSubmatch(text, -1) {
+		if !slices.Contains(columns, m[1]) {
+			l.fault("%s: a link goes by %q, which is no column", p.Title, m[1])
 		}
 	}
 }
