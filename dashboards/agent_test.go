@@ -95,7 +95,7 @@ func (a *agent) next(killed bool) *agent {
 	next.now, next.started, next.trouble, next.identity, next.open = a.now, a.now, a.trouble, a.identity, a.open
 	next.alone += 300 * time.Millisecond
 	if !killed {
-		next.table.Restore(a.table.Snapshot().Edges)
+		next.table.Restore(a.table.Snapshot())
 	}
 	return next
 }

@@ -117,3 +117,17 @@ func readFile(t *testing.T, file string) string {
 	}
 	return string(text)
 }
+
+func TestEmulatorThreads(t *testing.T) {
+	for version, want := range map[string]string{
+		"QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)":         "single",
+		"QEMU emulator version 8.0.4":                                            "single",
+		"QEMU emulator version 8.1.0":                                            "multi",
+		"QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)\nC": "multi",
+		"something else": "single",
+	} {
+		if got := threadsOf(version); got != want {
+			t.Errorf("%q: %s, want %s", version, got, want)
+		}
+	}
+}
