@@ -23,7 +23,7 @@
 #define MESH_ORDINARY(...) __VA_ARGS__
 #define MESH_OTHER(...)
 /* Raised by every change of a layout below. */
-#define MESH_ABI_VERSION 5
+#define MESH_ABI_VERSION 6
 #endif
 
 #pragma clang diagnostic push
@@ -84,6 +84,20 @@ enum mesh_flags {
 	MESH_DECIDED = 8, /* the mesh had a say: the event is followed by a struct mesh_decision */
 	MESH_REFUSED_HERE = 16, /* the mesh refused it: no SYN left, or none was let in */
 	MESH_REVOKED = 32, /* policies allowed it and do so no more: it was cut */
+	/*
+	 * Its trace id was in the SYN. A client wrote it there; a server found it, and has it in the bytes of connect_ns, owner.reserved and client_isn, one after the
+	 * other, which are of no other use to a server then: so a connection's state stays as small as it is.
+	 */
+	MESH_TRACE_TOLD = 64,
+};
+
+/* What became of trace ids in options of TCP: lib/propagate.h. */
+enum mesh_trace_outcome {
+	MESH_TRACE_SENT, /* in the SYN of a client */
+	MESH_TRACE_NO_ROOM, /* beside the SYN's other options */
+	MESH_TRACE_RECEIVED, /* by an accepted socket */
+	MESH_TRACE_MISSING, /* from a peer that may send it: it has no agent, or something took the option out */
+	MESH_TRACE_OUTCOME_COUNT,
 };
 
 /* The process that called connect() or listen(); of an adopted one, a process that had it open. All zero when it is not known. */
@@ -227,6 +241,7 @@ struct mesh_account {
 	__u64 listeners_failed; /* listeners of workloads that could not be noted: nobody judges who connects to them by that */
 	__u64 refused[MESH_ROLE_COUNT]; /* by the mesh; of clients they are in `attempts` and in `failed` too */
 	__u64 strays; /* packets to a listener that were left over from a connection that had just ended, and dropped */
+	__u64 trace_options[MESH_TRACE_OUTCOME_COUNT]; /* of connections with peers in `trace_blocks` */
 };
 
 /*
@@ -348,6 +363,12 @@ struct mesh_policy_block {
 	__u8 addr[16];
 };
 
+/* A key of a longest-prefix match: peers to exchange trace ids with. */
+struct mesh_trace_block {
+	__u32 prefix_bits; /* of the address */
+	__u8 addr[16];
+};
+
 /* A port in a set; port 0 has the rules of all that have no entry. */
 struct mesh_policy_port {
 	__u32 set;
@@ -439,7 +460,7 @@ _Static_assert(sizeof(struct mesh_workload) == 40, "mesh_workload");
 _Static_assert(sizeof(struct mesh_policy_set) == 176, "mesh_policy_set");
 _Static_assert(sizeof(struct mesh_lost_key) == 40, "mesh_lost_key");
 _Static_assert(sizeof(struct mesh_lost) == 88, "mesh_lost");
-_Static_assert(sizeof(struct mesh_account) == 8 * (1 + 3 + 3 + 1 + 3 + 5 + 5 + 5 + 3 + 8 + 1 + 3 + 1), "mesh_account");
+_Static_assert(sizeof(struct mesh_account) == 8 * (1 + 3 + 3 + 1 + 3 + 5 + 5 + 5 + 3 + 8 + 1 + 3 + 1 + 4), "mesh_account");
 #endif
 
 #endif

@@ -15,7 +15,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 )
 
-//go:generate -command object go tool bpf2go -cc clang-19 -strip llvm-strip-19 -no-global-types -target bpfel -type mesh_event -type mesh_close_event -type mesh_account -type mesh_lost_key -type mesh_lost -type mesh_decision -type mesh_frontend -type mesh_table -type mesh_backend -type mesh_load -type mesh_workload -type mesh_limit -type mesh_limit_state -type mesh_rules -type mesh_policy_set -type mesh_policy_source -type mesh_policy_block -type mesh_policy_port -type mesh_verdict_key -type mesh_address -type mesh_listen -type mesh_listener -type mesh_ledger -type mesh_counted -type mesh_logged -type mesh_watchdog -type mesh_verdict -type mesh_algorithm -type mesh_workload_flags -type mesh_told -type mesh_flags -type mesh_kind -type mesh_role -type mesh_reason
+//go:generate -command object go tool bpf2go -cc clang-19 -strip llvm-strip-19 -no-global-types -target bpfel -type mesh_event -type mesh_close_event -type mesh_account -type mesh_lost_key -type mesh_lost -type mesh_decision -type mesh_frontend -type mesh_table -type mesh_backend -type mesh_load -type mesh_workload -type mesh_limit -type mesh_limit_state -type mesh_rules -type mesh_policy_set -type mesh_policy_source -type mesh_policy_block -type mesh_policy_port -type mesh_trace_block -type mesh_trace_outcome -type mesh_verdict_key -type mesh_address -type mesh_listen -type mesh_listener -type mesh_ledger -type mesh_counted -type mesh_logged -type mesh_watchdog -type mesh_verdict -type mesh_algorithm -type mesh_workload_flags -type mesh_told -type mesh_flags -type mesh_kind -type mesh_role -type mesh_reason
 //go:generate object -tags !sidelight_other_layout mesh mesh.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
 //go:generate object -tags sidelight_other_layout -output-stem other mesh mesh.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu -DMESH_OTHER_LAYOUT
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -no-global-types -target bpfel carry carry.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu
@@ -82,6 +82,15 @@ const (
 	Decided     = uint32(meshMeshFlagsMESH_DECIDED)
 	RefusedHere = uint32(meshMeshFlagsMESH_REFUSED_HERE)
 	Revoked     = uint32(meshMeshFlagsMESH_REVOKED)
+	TraceTold   = uint32(meshMeshFlagsMESH_TRACE_TOLD)
+)
+
+// What became of trace ids in options of TCP, as in enum mesh_trace_outcome.
+const (
+	TraceSent     = uint32(meshMeshTraceOutcomeMESH_TRACE_SENT)
+	TraceNoRoom   = uint32(meshMeshTraceOutcomeMESH_TRACE_NO_ROOM)
+	TraceReceived = uint32(meshMeshTraceOutcomeMESH_TRACE_RECEIVED)
+	TraceMissing  = uint32(meshMeshTraceOutcomeMESH_TRACE_MISSING)
 )
 
 // RoleCount is the number of values in enum mesh_role.
@@ -100,6 +109,7 @@ const (
 	WakeupBytes    = meshVarWakeupBytes
 	AttachedCgroup = meshVarAttachedCgroup
 	FirstBytes     = meshVarFirstBytes
+	TraceOption    = meshVarTraceOption
 	SweepAll       = meshVarSweepAll
 	ReaderAsleep   = meshVarReaderAsleep
 	Silent         = meshVarSilent

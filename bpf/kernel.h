@@ -164,6 +164,10 @@ enum sock_flags {
 
 #define RCV_SHUTDOWN 1 /* include/net/sock.h */
 
+#define TCP_SAVE_SYN 27 /* include/uapi/linux/tcp.h */
+#define TCP_FLAG_SYN_BIT 0x02 /* include/net/tcp.h: TCPHDR_SYN, TCPHDR_ACK */
+#define TCP_FLAG_ACK_BIT 0x10
+
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
 
 #define AF_INET 2

@@ -5,6 +5,8 @@
 
 #include "abi.h"
 
+#define MESH_TRACE_BLOCKS 256
+
 /* How far a connection has come. A socket can go through this more than once: connect() after a failed connect() is legal. */
 enum mesh_phase {
 	MESH_IDLE, /* a listener, or nothing yet */
@@ -191,6 +193,18 @@ struct {
 	__type(key, __u32);
 	__type(value, struct mesh_watchdog);
 } watchdog SEC(".maps");
+
+/*
+ * Purpose: peers to exchange trace ids with, by address. Writer, deleter: agent/datapath, at the start. Size: more blocks than anybody writes into a configuration, and
+ * the same for all, so that a change of them is no change of the layout; an entry takes memory when it is there.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MESH_TRACE_BLOCKS);
+	__type(key, struct mesh_trace_block);
+	__type(value, __u32);
+} trace_blocks SEC(".maps");
 
 /*
  * The mesh: see abi.h for what the values mean and how they change. All of it has one entry while there is no mesh, and else the sizes that

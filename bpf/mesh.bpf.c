@@ -45,6 +45,8 @@ const struct mesh_rules *mesh_rules_ __attribute__((unused));
 const struct mesh_policy_set *mesh_policy_set_ __attribute__((unused));
 const struct mesh_policy_source *mesh_policy_source_ __attribute__((unused));
 const struct mesh_policy_block *mesh_policy_block_ __attribute__((unused));
+const struct mesh_trace_block *mesh_trace_block_ __attribute__((unused));
+const enum mesh_trace_outcome *mesh_trace_outcome_ __attribute__((unused));
 const struct mesh_policy_port *mesh_policy_port_ __attribute__((unused));
 const struct mesh_verdict_key *mesh_verdict_key_ __attribute__((unused));
 const struct mesh_address *mesh_address_ __attribute__((unused));

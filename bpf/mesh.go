@@ -32,6 +32,8 @@ type (
 	Listen = meshMeshListen
 	// Listener is struct mesh_listener.
 	Listener = meshMeshListener
+	// TraceBlock is struct mesh_trace_block.
+	TraceBlock = meshMeshTraceBlock
 	// Address is struct mesh_address.
 	Address = meshMeshAddress
 )

@@ -35,6 +35,7 @@ type meshMeshAccount struct {
 	ListenersFailed      uint64
 	Refused              [3]uint64
 	Strays               uint64
+	TraceOptions         [4]uint64
 }
 
 type meshMeshAddress struct {
@@ -147,6 +148,7 @@ const (
 	meshMeshFlagsMESH_DECIDED      meshMeshFlags = 8
 	meshMeshFlagsMESH_REFUSED_HERE meshMeshFlags = 16
 	meshMeshFlagsMESH_REVOKED      meshMeshFlags = 32
+	meshMeshFlagsMESH_TRACE_TOLD   meshMeshFlags = 64
 )
 
 type meshMeshFrontend struct {
@@ -358,6 +360,22 @@ const (
 	meshMeshToldMESH_TOLD_END         meshMeshTold = 4
 )
 
+type meshMeshTraceBlock struct {
+	_          structs.HostLayout
+	PrefixBits uint32
+	Addr       [16]uint8
+}
+
+type meshMeshTraceOutcome uint32
+
+const (
+	meshMeshTraceOutcomeMESH_TRACE_SENT          meshMeshTraceOutcome = 0
+	meshMeshTraceOutcomeMESH_TRACE_NO_ROOM       meshMeshTraceOutcome = 1
+	meshMeshTraceOutcomeMESH_TRACE_RECEIVED      meshMeshTraceOutcome = 2
+	meshMeshTraceOutcomeMESH_TRACE_MISSING       meshMeshTraceOutcome = 3
+	meshMeshTraceOutcomeMESH_TRACE_OUTCOME_COUNT meshMeshTraceOutcome = 4
+)
+
 type meshMeshVerdict uint32
 
 const (
@@ -430,6 +448,7 @@ const (
 	meshMapSlots                = "slots"
 	meshMapTables               = "tables"
 	meshMapTickets              = "tickets"
+	meshMapTraceBlocks          = "trace_blocks"
 	meshMapTurns                = "turns"
 	meshMapVerdicts             = "verdicts"
 	meshMapWatchdog             = "watchdog"
@@ -491,6 +510,8 @@ const (
 	meshVarMeshTable            = "mesh_table_"
 	meshVarMeshTicket           = "mesh_ticket_"
 	meshVarMeshTold             = "mesh_told_"
+	meshVarMeshTraceBlock       = "mesh_trace_block_"
+	meshVarMeshTraceOutcome     = "mesh_trace_outcome_"
 	meshVarMeshVerdict          = "mesh_verdict_"
 	meshVarMeshVerdictKey       = "mesh_verdict_key_"
 	meshVarMeshWatchdog         = "mesh_watchdog_"
@@ -501,6 +522,7 @@ const (
 	meshVarRefuseBytes          = "refuse_bytes"
 	meshVarSilent               = "silent"
 	meshVarSweepAll             = "sweep_all"
+	meshVarTraceOption          = "trace_option"
 	meshVarWakeupBytes          = "wakeup_bytes"
 )
 
@@ -596,6 +618,7 @@ type meshMapSpecs struct {
 	Slots          *ebpf.MapSpec `ebpf:"slots"`
 	Tables         *ebpf.MapSpec `ebpf:"tables"`
 	Tickets        *ebpf.MapSpec `ebpf:"tickets"`
+	TraceBlocks    *ebpf.MapSpec `ebpf:"trace_blocks"`
 	Turns          *ebpf.MapSpec `ebpf:"turns"`
 	Verdicts       *ebpf.MapSpec `ebpf:"verdicts"`
 	Watchdog       *ebpf.MapSpec `ebpf:"watchdog"`
@@ -646,6 +669,8 @@ type meshVariableSpecs struct {
 	MeshTable            *ebpf.VariableSpec `ebpf:"mesh_table_"`
 	MeshTicket           *ebpf.VariableSpec `ebpf:"mesh_ticket_"`
 	MeshTold             *ebpf.VariableSpec `ebpf:"mesh_told_"`
+	MeshTraceBlock       *ebpf.VariableSpec `ebpf:"mesh_trace_block_"`
+	MeshTraceOutcome     *ebpf.VariableSpec `ebpf:"mesh_trace_outcome_"`
 	MeshVerdict          *ebpf.VariableSpec `ebpf:"mesh_verdict_"`
 	MeshVerdictKey       *ebpf.VariableSpec `ebpf:"mesh_verdict_key_"`
 	MeshWatchdog         *ebpf.VariableSpec `ebpf:"mesh_watchdog_"`
@@ -656,6 +681,7 @@ type meshVariableSpecs struct {
 	RefuseBytes          *ebpf.VariableSpec `ebpf:"refuse_bytes"`
 	Silent               *ebpf.VariableSpec `ebpf:"silent"`
 	SweepAll             *ebpf.VariableSpec `ebpf:"sweep_all"`
+	TraceOption          *ebpf.VariableSpec `ebpf:"trace_option"`
 	WakeupBytes          *ebpf.VariableSpec `ebpf:"wakeup_bytes"`
 }
 
@@ -706,6 +732,7 @@ type meshMaps struct {
 	Slots          *ebpf.Map `ebpf:"slots"`
 	Tables         *ebpf.Map `ebpf:"tables"`
 	Tickets        *ebpf.Map `ebpf:"tickets"`
+	TraceBlocks    *ebpf.Map `ebpf:"trace_blocks"`
 	Turns          *ebpf.Map `ebpf:"turns"`
 	Verdicts       *ebpf.Map `ebpf:"verdicts"`
 	Watchdog       *ebpf.Map `ebpf:"watchdog"`
@@ -741,6 +768,7 @@ func (m *meshMaps) Close() error {
 		m.Slots,
 		m.Tables,
 		m.Tickets,
+		m.TraceBlocks,
 		m.Turns,
 		m.Verdicts,
 		m.Watchdog,
@@ -792,6 +820,8 @@ type meshVariables struct {
 	MeshTable            *ebpf.Variable `ebpf:"mesh_table_"`
 	MeshTicket           *ebpf.Variable `ebpf:"mesh_ticket_"`
 	MeshTold             *ebpf.Variable `ebpf:"mesh_told_"`
+	MeshTraceBlock       *ebpf.Variable `ebpf:"mesh_trace_block_"`
+	MeshTraceOutcome     *ebpf.Variable `ebpf:"mesh_trace_outcome_"`
 	MeshVerdict          *ebpf.Variable `ebpf:"mesh_verdict_"`
 	MeshVerdictKey       *ebpf.Variable `ebpf:"mesh_verdict_key_"`
 	MeshWatchdog         *ebpf.Variable `ebpf:"mesh_watchdog_"`
@@ -802,6 +832,7 @@ type meshVariables struct {
 	RefuseBytes          *ebpf.Variable `ebpf:"refuse_bytes"`
 	Silent               *ebpf.Variable `ebpf:"silent"`
 	SweepAll             *ebpf.Variable `ebpf:"sweep_all"`
+	TraceOption          *ebpf.Variable `ebpf:"trace_option"`
 	WakeupBytes          *ebpf.Variable `ebpf:"wakeup_bytes"`
 }
 

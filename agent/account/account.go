@@ -29,6 +29,9 @@ type Kernel struct {
 	ListenersFailed uint64 `json:"listeners_failed"`
 	// Strays are packets that were left over from connections that had ended, and that policies would not let reach a listener: nobody was refused.
 	Strays uint64 `json:"strays"`
+	// TraceIDs counts by outcome connections with peers that trace ids are exchanged with: sent and no_room by clients, received and missing by servers; nil: there
+	// have been none.
+	TraceIDs map[string]uint64 `json:"trace_ids,omitempty"`
 	// Refused counts by role what the mesh refused. Those of clients are in Attempts and in Failed too.
 	Refused map[string]uint64 `json:"refused"`
 }

@@ -19,7 +19,7 @@ func (s Sampler) Keep(e *connection.Event, halvings uint8) connection.Sampling {
 	if halvings == 0 || s.notable(e) {
 		return connection.SampledAt(0)
 	}
-	if trace := e.Trace(); sampledIn(trace.ID, halvings) {
+	if sampledIn(e.TraceID(), halvings) {
 		return connection.SampledAt(halvings)
 	}
 	return 0
@@ -45,7 +45,7 @@ func (s Sampler) notable(e *connection.Event) bool {
 const randomBits = 56
 
 // sampledIn is OpenTelemetry's consistent probability sampling: kept is what is not below the threshold of its probability.
-func sampledIn(id [16]byte, halvings uint8) bool {
+func sampledIn(id connection.TraceID, halvings uint8) bool {
 	random := binary.BigEndian.Uint64(id[8:]) & (1<<randomBits - 1)
 	return random >= 1<<randomBits-1<<(randomBits-halvings)
 }

@@ -59,6 +59,8 @@ type Config struct {
 	MaxEdges int `yaml:"max_edges"`
 	// PeerGroups name peers by their address.
 	PeerGroups []PeerGroup `yaml:"peer_groups"`
+	// Traces is how the two ends of a connection come to one trace.
+	Traces Traces `yaml:"traces"`
 	// Budget is what the agent may take of the node.
 	Budget Budget `yaml:"budget"`
 	// Profiling is where profiles of the agent itself go.
@@ -127,7 +129,7 @@ const (
 	EventsNone   = "none"
 )
 
-// Off is a PinDirectory and an AccessLog.
+// Off is a PinDirectory, an AccessLog and a Traces.Propagate.
 const Off = "off"
 
 // What OnExit can be.
@@ -160,6 +162,7 @@ func Default() Config {
 		MaxConnections: 1_000_000,
 		MaxEdges:       10_000,
 		Mesh:           defaultMesh(),
+		Traces:         Traces{Propagate: Off},
 		Budget:         Budget{CPU: 0.01, Memory: 128 << 20, Slow: 500 * time.Millisecond},
 		Profiling:      Profiling{Pyroscope: Pyroscope{Application: "sidelight"}},
 		PeerGroups: []PeerGroup{{
@@ -246,6 +249,7 @@ func (c *Config) Validate() error {
 		}
 	}
 	errs = append(errs, c.OTLP.validate()...)
+	errs = append(errs, c.Traces.validate()...)
 	errs = append(errs, c.Budget.validate()...)
 	errs = append(errs, c.Profiling.Pyroscope.validate()...)
 	errs = append(errs, c.Mesh.validate()...)

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -116,6 +117,28 @@ var faults = []fault{
 		"peer group with an empty range", func(c *Config) { c.PeerGroups[0].CIDRs[1] = netip.Prefix{} },
 		"peer_groups[0].cidrs[1]: empty; give a range, such as 10.0.0.0/8",
 	},
+	{"unknown propagation", func(c *Config) { c.Traces.Propagate = "header" }, `traces.propagate: "header" is neither off nor tcp_option`},
+	{
+		"propagation to nobody", func(c *Config) { c.Traces.Propagate = PropagateTCPOption },
+		"traces.peers: empty; give the ranges of addresses whose SYNs may carry the option, such as 10.0.0.0/8: on the way to others it may be taken for an attack",
+	},
+	{"peers of no propagation", func(c *Config) { c.Traces.Peers = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")} }, ""},
+	{
+		"propagation to an empty range", func(c *Config) { c.Traces = Traces{PropagateTCPOption, make([]netip.Prefix, 1)} },
+		"traces.peers[0]: empty; give a range, such as 10.0.0.0/8",
+	},
+	{
+		"propagation to IPv4 in IPv6", func(c *Config) {
+			c.Traces = Traces{PropagateTCPOption, []netip.Prefix{netip.MustParsePrefix("::ffff:10.0.0.0/104")}}
+		},
+		"traces.peers[0]: ::ffff:10.0.0.0/104 is IPv4 in IPv6; write it as IPv4, such as 10.0.0.0/8",
+	},
+	{
+		"propagation to too many ranges", func(c *Config) {
+			c.Traces = Traces{PropagateTCPOption, slices.Repeat([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, 257)}
+		},
+		"traces.peers: 257 ranges; use at most 256, wider ones",
+	},
 	{
 		"endpoint without scheme", func(c *Config) { c.OTLP.Endpoint = "127.0.0.1:4317" },
 		`otlp.endpoint: "127.0.0.1:4317" is not a URL; use http://HOST:PORT or https://HOST:PORT`,
@@ -202,6 +225,7 @@ func TestValidateTellsEveryFault(t *testing.T) {
 	c.PeerGroups = []PeerGroup{{}}
 	c.OTLP = OTLP{Endpoint: "x", Protocol: "x", Compression: "x", Timeout: -1, CertFile: "x"}
 	c.Mesh = Mesh{}
+	c.Traces.Propagate = PropagateTCPOption
 	var keys []string
 	for line := range strings.Lines(c.Validate().Error()) {
 		key, _, _ := strings.Cut(line, ":")
@@ -209,7 +233,7 @@ func TestValidateTellsEveryFault(t *testing.T) {
 	}
 	const want = "log_level access_log metrics_address report_interval drain_interval ring_bytes events max_connections max_edges " +
 		"state_directory peer_groups[0].name peer_groups[0].cidrs " +
-		"otlp.endpoint otlp.protocol otlp.compression otlp.timeout otlp " +
+		"otlp.endpoint otlp.protocol otlp.compression otlp.timeout otlp traces.peers " +
 		"mesh.max_workloads mesh.max_addresses mesh.max_frontends mesh.max_pools mesh.max_backends mesh.max_slots mesh.max_limits " +
 		"mesh.max_policy_sets mesh.max_policy_entries"
 	if got := strings.Join(keys, " "); got != want {

@@ -71,7 +71,7 @@ func keysOf(typeName string) []string {
 	var keys []string
 	for _, t := range []reflect.Type{
 		reflect.TypeFor[Config](), reflect.TypeFor[Prometheus](), reflect.TypeFor[OTLP](), reflect.TypeFor[Signal](), reflect.TypeFor[PeerGroup](), reflect.TypeFor[Budget](),
-		reflect.TypeFor[Profiling](), reflect.TypeFor[Pyroscope](), reflect.TypeFor[Mesh](), reflect.TypeFor[Locality](),
+		reflect.TypeFor[Profiling](), reflect.TypeFor[Pyroscope](), reflect.TypeFor[Mesh](), reflect.TypeFor[Traces](), reflect.TypeFor[Locality](),
 	} {
 		if t.String() != typeName {
 			continue

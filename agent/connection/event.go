@@ -96,7 +96,8 @@ type Event struct {
 	ConnectNS     uint64 // the SYN was about to leave; clients only
 	EstablishedNS uint64
 	EventNS       uint64
-	ClientISN     uint32         // the client's initial sequence number, which both ends know
+	ClientISN     uint32         // the client's initial sequence number, which both ends know; 0 of a server with TraceTold
+	ToldTraceID   TraceID        // of a server with TraceTold: what the client's SYN said; else zero
 	Local, Peer   netip.AddrPort // IPv4 unmapped, whatever the socket's family
 	CgroupID      uint64         // cgroup v2 of the socket; 0 unknown
 	Owner         Owner
@@ -137,6 +138,8 @@ const (
 	RefusedHere Flags = 16
 	// Revoked was allowed by policies and cut when they allowed it no more.
 	Revoked Flags = 32
+	// TraceTold says that the client's trace id was in its SYN: of a client that it wrote it, of a server that it found it.
+	TraceTold Flags = 64
 )
 
 // StartKnown says whether Key.StartNS is when the connection started.

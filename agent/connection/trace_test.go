@@ -6,8 +6,9 @@ import (
 	"testing"
 )
 
-// The ids were computed apart from this code, as SHA-256 of: client address, server address (16 bytes each), client port, server
-// port (2 bytes each), client ISN (4 bytes), all big-endian. Agents of different versions on two hosts must agree on them.
+// The ids were computed apart from this code. The trace id is MurmurHash3_x64_128, seed 0, of: client address, server address (16 bytes each), client port, server
+// port (2 bytes each), client ISN (4 bytes), all big-endian, and its halves are; the spans' are the first two times 8 bytes of its SHA-256. Agents of
+// different versions on two hosts must agree on them.
 func TestTrace(t *testing.T) {
 	tests := []struct {
 		name           string
@@ -19,23 +20,23 @@ func TestTrace(t *testing.T) {
 	}{
 		{
 			"IPv4", "10.1.2.3:43210", "10.4.5.6:8080", 0x89abcdef,
-			"1acaa18fe2af612c145db0ffae9ff7c1", "3fe5a0234f86d76e", "51ce41dc17ec7b25",
+			"5837135414417a583995d81bcd53c023", "d9c8bd17ed36d3cc", "acfb4c2360f795c7",
 		},
 		{
 			"IPv4 mapped into IPv6 is the same", "[::ffff:10.1.2.3]:43210", "[::ffff:10.4.5.6]:8080", 0x89abcdef,
-			"1acaa18fe2af612c145db0ffae9ff7c1", "3fe5a0234f86d76e", "51ce41dc17ec7b25",
+			"5837135414417a583995d81bcd53c023", "d9c8bd17ed36d3cc", "acfb4c2360f795c7",
 		},
 		{
 			"another ISN is another connection", "10.1.2.3:43210", "10.4.5.6:8080", 0x89abcdf0,
-			"04b44f85c98d17fa2d055da88468c675", "074efdac626923c2", "03958580283a12a9",
+			"83a63407493fa9e22c8dca18a9acdc78", "3786d0cc89b34bb7", "86502fdc0ed03b8b",
 		},
 		{
 			"the other way round is another connection", "10.4.5.6:8080", "10.1.2.3:43210", 0x89abcdef,
-			"c691ebccdf1f6928cbc42b96d3113764", "abb77aa5dd79ed9e", "01633592d8469efb",
+			"ab52c0a53d7e10a4aff3e42568495088", "d1f9a651c156d246", "0c31734e8b47db9e",
 		},
 		{
 			"IPv6", "[fd00::1]:43210", "[2001:db8::2]:443", 1,
-			"6b5ae166385279785289716d24e4ee94", "e0ef4ed8836328b6", "269fc22c01ec00b7",
+			"370aac9d785e87668c1b71595df92047", "3b975d11fad4c2b4", "5bcbbd7d5af528ba",
 		},
 	}
 	for _, test := range tests {
@@ -78,5 +79,27 @@ func TestTraceSpan(t *testing.T) {
 		if got := trace.Span(role); got != want {
 			t.Errorf("span of the %s is %x, want %x", role, got, want)
 		}
+	}
+}
+
+// What a client's SYN said is a server's name of the connection, whatever it sees of it.
+func TestTraceTold(t *testing.T) {
+	client, server := netip.MustParseAddrPort("10.1.2.3:43210"), netip.MustParseAddrPort("10.4.5.6:8080")
+	sent := Event{Role: Client, Local: client, Peer: server, ClientISN: 7, Flags: TraceTold}
+	unsent := sent
+	unsent.Flags = 0
+	if sent.Trace() != unsent.Trace() {
+		t.Error("a client has another name by having told it")
+	}
+	found := Event{
+		Role: Server, Local: netip.MustParseAddrPort("192.0.2.1:80"), Peer: netip.MustParseAddrPort("192.0.2.9:1024"),
+		Flags: TraceTold, ToldTraceID: sent.TraceID(),
+	}
+	if found.Trace() != sent.Trace() {
+		t.Errorf("the server's names are %x, the client's %x", found.Trace(), sent.Trace())
+	}
+	found.Flags = 0
+	if found.TraceID() == sent.TraceID() || found.TraceID() == (TraceID{}) {
+		t.Errorf("without the flag the server's name is %x", found.TraceID())
 	}
 }

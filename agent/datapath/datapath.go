@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -30,6 +31,9 @@ type Options struct {
 	Cgroup Cgroup
 	// FirstBytes asks for the times of the first bytes, which costs up to 16 runs more of the sockops program a connection.
 	FirstBytes bool
+	// TraceWith are the blocks of peers to exchange trace ids with, by an option of the SYN, at most MostTraceBlocks; none: with nobody, and nothing of it is in
+	// the programs.
+	TraceWith []netip.Prefix
 	// Silent are the kinds of events that are not to be sent. What they would have told comes with a later event or the sweep, or if it is
 	// the Close, as sums: see Losses.
 	Silent []connection.Kind
@@ -60,6 +64,8 @@ type Datapath struct {
 	mesh    meshState
 	version string
 	ledger  *Ledger
+	// traceWith is Options.TraceWith.
+	traceWith []netip.Prefix
 
 	pins  *pins // nil: nothing is pinned
 	ring  rings
@@ -227,7 +233,7 @@ func mapID(m *ebpf.Map) (ebpf.MapID, error) {
 
 func newDatapath(options *Options) *Datapath {
 	return &Datapath{
-		cgroup: options.Cgroup, version: options.Version, losses: losses{byEdge: make(map[bpf.LostKey]bpf.Lost), totals: make(map[uint32]bpf.Lost)},
+		cgroup: options.Cgroup, version: options.Version, traceWith: options.TraceWith, losses: losses{byEdge: make(map[bpf.LostKey]bpf.Lost), totals: make(map[uint32]bpf.Lost)},
 	}
 }
 
@@ -301,7 +307,7 @@ func (options *Options) spec() (*ebpf.CollectionSpec, error) {
 	}
 	for name, value := range map[string]any{
 		bpf.WakeupBytes: cmp.Or(options.WakeupBytes, uint64(options.RingBytes)/wakeupShare), bpf.AttachedCgroup: id, bpf.FirstBytes: options.FirstBytes, bpf.Silent: silentBits(options.Silent),
-		bpf.RefuseBytes: uint64(options.RingBytes) / refuseShare, bpf.FailClosed: uint64(options.FailClosed),
+		bpf.TraceOption: len(options.TraceWith) > 0, bpf.RefuseBytes: uint64(options.RingBytes) / refuseShare, bpf.FailClosed: uint64(options.FailClosed),
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)
@@ -421,6 +427,9 @@ func (d *Datapath) SetSilent(kinds []connection.Kind) error {
 // before.
 func (d *Datapath) Attach() error {
 	d.ledger.Alive() // before a program asks
+	if err := setTraceBlocks(d.objects.TraceBlocks, d.traceWith); err != nil {
+		return err
+	}
 	if d.carry != nil {
 		if err := d.attachCarrying(); err != nil {
 			return err
@@ -627,6 +636,9 @@ func (d *Datapath) Account() (Account, error) {
 		sum.Aggregated += a.Aggregated
 		sum.Totalled += a.Totalled
 		sum.Strays += a.Strays
+		for i := range sum.TraceOptions {
+			sum.TraceOptions[i] += a.TraceOptions[i]
+		}
 		for i := range sum.Established {
 			sum.Established[i] += a.Established[i]
 			sum.Adopted[i] += a.Adopted[i]

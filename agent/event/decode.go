@@ -26,6 +26,7 @@ const (
 	offPeerAddr      = unsafe.Offsetof(bpf.Event{}.PeerAddr)
 	offCgroup        = unsafe.Offsetof(bpf.Event{}.CgroupId)
 	offOwnerStart    = unsafe.Offsetof(bpf.Event{}.Owner) + unsafe.Offsetof(bpf.Event{}.Owner.StartBoottimeNs)
+	offOwnerReserved = unsafe.Offsetof(bpf.Event{}.Owner) + unsafe.Offsetof(bpf.Event{}.Owner.Reserved)
 	offOwnerPID      = unsafe.Offsetof(bpf.Event{}.Owner) + unsafe.Offsetof(bpf.Event{}.Owner.Pid)
 	offOwnerComm     = unsafe.Offsetof(bpf.Event{}.Owner) + unsafe.Offsetof(bpf.Event{}.Owner.Comm)
 	offClientISN     = unsafe.Offsetof(bpf.Event{}.ClientIsn)
@@ -114,6 +115,9 @@ func Decode(b []byte, e *connection.Event) error {
 			Comm:            [16]byte(b[offOwnerComm:]),
 		},
 	}
+	if e.Role == connection.Server && e.Flags&connection.TraceTold != 0 {
+		decodeTraceID(b, e)
+	}
 	if decided {
 		decodeDecision(b[decision:], &e.Decision)
 	}
@@ -140,6 +144,14 @@ func Decode(b []byte, e *connection.Event) error {
 		e.Totals.MinRTTUS = 0
 	}
 	return nil
+}
+
+// decodeTraceID reads the id that a server found in the SYN, which is where other events have what a server then has not.
+func decodeTraceID(b []byte, e *connection.Event) {
+	copy(e.ToldTraceID[0:8], b[offConnect:])
+	copy(e.ToldTraceID[8:12], b[offOwnerReserved:])
+	copy(e.ToldTraceID[12:16], b[offClientISN:])
+	e.ConnectNS, e.ClientISN = 0, 0
 }
 
 func decodeDecision(b []byte, d *connection.Decision) {

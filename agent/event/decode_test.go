@@ -72,6 +72,12 @@ func TestDecode(t *testing.T) {
 		FirstSentNS: 0xe1e2e3e4e5e6e7e8, FirstReceivedNS: 0xf1f2f3f4f5f6f7f8, SYNRetransmits: 0x01020304,
 	}
 	reported := connection.Reported{SentBytes: 11, ReceivedBytes: 12, Retransmits: 13, SYNRetransmits: 14}
+	told := sample(bpf.Established, bpf.Server)
+	told.Flags = uint16(bpf.TraceTold)
+	// As the id's bytes are in a SYN.
+	told.ConnectNs, told.Owner.Reserved, told.ClientIsn = 0x0807060504030201, 0x0c0b0a09, 0x100f0e0d
+	sent := sample(bpf.Established, bpf.Client)
+	sent.Flags = uint16(bpf.TraceTold)
 	tests := []struct {
 		name string
 		in   []byte
@@ -100,6 +106,17 @@ func TestDecode(t *testing.T) {
 				return e
 			}()),
 			with(decoded(connection.Close, connection.Server), func(e *connection.Event) { e.Totals, e.Reason = totals, connection.Aborted }),
+		},
+		{
+			"a server that found a trace id", bytesOf(told),
+			with(decoded(connection.Established, connection.Server), func(e *connection.Event) {
+				e.Flags, e.ConnectNS, e.ClientISN = connection.TraceTold, 0, 0
+				e.ToldTraceID = connection.TraceID{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
+			}),
+		},
+		{
+			"a client that sent one", bytesOf(sent),
+			with(decoded(connection.Established, connection.Client), func(e *connection.Event) { e.Flags = connection.TraceTold }),
 		},
 		{
 			"min RTT never measured", bytesOf(closeSample(bpf.Server, math.MaxUint32)),

@@ -65,7 +65,7 @@ func NewPlayer(in io.Reader) (*Player, error) {
 		return nil, fmt.Errorf("read recording: read its first line: %w", err)
 	}
 	switch {
-	case h.ABIVersion != bpf.ABIVersion:
+	case h.ABIVersion < bpf.OldestABIVersion || h.ABIVersion > bpf.ABIVersion:
 		return nil, fmt.Errorf("read recording: its events have the layout %d, this program reads %d; replay it with sidelight %s, which has made it",
 			h.ABIVersion, bpf.ABIVersion, h.Version)
 	case h.ByteOrder != byteOrder:

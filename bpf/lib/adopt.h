@@ -6,6 +6,7 @@
 #include "account.h"
 #include "listener.h"
 #include "owner.h"
+#include "propagate.h"
 #include "socket.h"
 #include "totals.h"
 
@@ -63,6 +64,9 @@ static __always_inline void adopt_connection(struct tcp_sock *tp)
 	struct mesh_connection *conn;
 
 	switch (state) {
+	case BPF_TCP_LISTEN:
+		trace_listen(tp);
+		return;
 	case BPF_TCP_ESTABLISHED:
 	case BPF_TCP_SYN_SENT:
 	case BPF_TCP_FIN_WAIT1:

@@ -4,6 +4,11 @@
 
 #include <linux/types.h>
 
+static __always_inline __u64 bits_rotate(__u64 bits, int left)
+{
+	return bits << left | bits >> (64 - left);
+}
+
 /*
  * The lowest bit that is set; one is. No instruction counts trailing zeros. A function of its own, not inlined and not static: the verifier looks at
  * it once, not once for each way there.

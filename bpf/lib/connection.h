@@ -10,6 +10,7 @@
 #include "inbound.h"
 #include "listener.h"
 #include "owner.h"
+#include "propagate.h"
 #include "socket.h"
 #include "stateless.h"
 #include "totals.h"
@@ -109,6 +110,7 @@ static __always_inline void connection_connect(const bool in_mesh, struct bpf_so
 	conn->phase = MESH_CONNECTING;
 	/* From here on, not from the handshake on: a connect that fails must show too. */
 	callbacks_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
+	trace_begin(ctx, conn);
 	emit_event(conn, decided, MESH_PRE_CONNECT, MESH_TOLD_ATTEMPT, now);
 }
 
@@ -150,6 +152,7 @@ static __always_inline void connection_established(const bool in_mesh, struct bp
 		if (in_mesh)
 			conn->looks = 0;
 		decided = inbound_admitted(in_mesh, conn);
+		trace_read(ctx, conn);
 		conn->event.start_ns = now;
 		tells = MESH_TOLD_ESTABLISHED;
 		account_add(established[MESH_SERVER]);
@@ -168,7 +171,7 @@ static __always_inline void connection_established(const bool in_mesh, struct bp
 		conn->traced = false;
 		account_add(traced_closed);
 	}
-	callbacks_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG | first_bytes_flag());
+	bpf_sock_ops_cb_flags_set(ctx, trace_end(ctx->bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG | first_bytes_flag());
 	emit_event(conn, decided, MESH_ESTABLISHED, tells, now);
 }
 
@@ -212,6 +215,7 @@ static __always_inline void connection_listen(const bool in_mesh, struct bpf_soc
 	if (!sk)
 		return;
 	stateless_forget(ctx);
+	trace_listen(ctx);
 	conn = connection_renew(in_mesh, sk);
 	if (!conn)
 		return;
@@ -221,8 +225,8 @@ static __always_inline void connection_listen(const bool in_mesh, struct bpf_soc
 }
 
 /*
- * BPF_SOCK_OPS_HDR_OPT_LEN_CB: a segment is about to leave, and asks how much room its options want; none, for us. It comes only
- * while the first bytes are looked for, and not for long: it runs per segment.
+ * BPF_SOCK_OPS_HDR_OPT_LEN_CB: a segment is about to leave, and asks how much room its options want; none, for us, but for a SYN that is to carry a trace id. It
+ * comes only while the first bytes are looked for, and not for long: it runs per segment.
  */
 static __always_inline void connection_segment(struct bpf_sock_ops *ctx)
 {
@@ -233,6 +237,10 @@ static __always_inline void connection_segment(struct bpf_sock_ops *ctx)
 	/* tcp_current_mss() asks too, without a segment. */
 	if (!sk || ctx->args[0] == BPF_WRITE_HDR_TCP_CURRENT_MSS)
 		return;
+	if (trace_is_syn(ctx)) {
+		trace_reserve(ctx);
+		return;
+	}
 	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
 	if (!conn)
 		return;

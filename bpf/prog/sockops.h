@@ -25,6 +25,9 @@ static __always_inline int sockops(const bool in_mesh, struct bpf_sock_ops *ctx)
 	case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
 		connection_segment(ctx);
 		break;
+	case BPF_SOCK_OPS_WRITE_HDR_OPT_CB:
+		trace_write(ctx);
+		break;
 	case BPF_SOCK_OPS_STATE_CB:
 		if (ctx->args[1] == BPF_TCP_CLOSE)
 			connection_close(in_mesh, ctx);

@@ -251,7 +251,7 @@ func fillSpan(span ptrace.Span, r *enrich.Record, sink *attributes) {
 		span.SetName("tcp accept")
 		span.SetKind(ptrace.SpanKindServer)
 		// A parent that nobody reports would make the trace look broken.
-		if r.ClientSeen {
+		if r.ClientSeen || e.Flags&connection.TraceTold != 0 {
 			span.SetParentSpanID(pcommon.SpanID(trace.ClientSpan))
 		}
 	}

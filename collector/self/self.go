@@ -96,6 +96,8 @@ var (
 		"Always 1.", "version", "go.version")
 	Kernel = lasting(counter("sidelight.self.kernel.connections", "sidelight_self_kernel_connections_total", "{connection}",
 		"The kernel's own count.", "role", "step"))
+	TraceIDs = lasting(counter("sidelight.self.trace_ids", "sidelight_self_trace_ids_total", "{connection}",
+		"Connections with peers that trace ids are exchanged with: sent in a client's SYN, or no room there; received by a server, or missing.", "outcome"))
 	Submitted = lasting(counter("sidelight.self.events.submitted", "sidelight_self_events_submitted_total", "{event}",
 		"Events that the kernel put into the ring.", "kind"))
 	SampledOut = lasting(counter("sidelight.self.events.sampled_out", "sidelight_self_events_sampled_out_total", "{event}",

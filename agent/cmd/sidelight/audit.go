@@ -234,6 +234,12 @@ func kernelAccount(a datapath.Account) account.Kernel {
 		k.StorageFailed[role.String()] = a.StorageFailed[role]
 		k.Refused[role.String()] = a.Refused[role]
 	}
+	if a.TraceOptions != [len(a.TraceOptions)]uint64{} {
+		k.TraceIDs = make(map[string]uint64)
+		for outcome, name := range datapath.TraceOutcomes {
+			k.TraceIDs[name] = a.TraceOptions[outcome]
+		}
+	}
 	for _, kind := range connection.Kinds() {
 		k.Submitted[kind.String()] = a.Submitted[kind]
 		k.ReserveFailed[kind.String()] = a.ReserveFailed[kind]

@@ -23,6 +23,9 @@ var (
 	right4 = netip.MustParseAddrPort("192.0.2.2:0")
 	left6  = netip.MustParseAddrPort("[2001:db8::1]:0")
 	right6 = netip.MustParseAddrPort("[2001:db8::2]:0")
+	// By which the other end knows them, where a middlebox translates.
+	leftOutside4, rightOutside4 = netip.MustParseAddr("192.0.2.101"), netip.MustParseAddr("192.0.2.102")
+	leftOutside6, rightOutside6 = netip.MustParseAddr("2001:db8::101"), netip.MustParseAddr("2001:db8::102")
 	// The zone is the interface's index, that of the veth's end in its namespace.
 	leftLocal, rightLocal = netip.MustParseAddr("fe80::1"), netip.MustParseAddr("fe80::2")
 )
@@ -38,6 +41,7 @@ type wire struct {
 	mu      sync.Mutex
 	buf     [128 << 10]byte
 	mode    wireMode
+	alter   func(from int, data []byte) // changes a frame before anything else; nil: nothing does
 	held    []frame
 	stopped bool
 }
@@ -65,8 +69,8 @@ func (e *scene) newWire(sysctls ...string) *wire {
 		addresses []netip.Prefix
 		far       []netip.Addr
 	}{
-		{w.left, []netip.Prefix{netip.PrefixFrom(left4.Addr(), 24), netip.PrefixFrom(left6.Addr(), 64), netip.PrefixFrom(leftLocal, 64)}, []netip.Addr{right4.Addr(), right6.Addr(), rightLocal}},
-		{w.right, []netip.Prefix{netip.PrefixFrom(right4.Addr(), 24), netip.PrefixFrom(right6.Addr(), 64), netip.PrefixFrom(rightLocal, 64)}, []netip.Addr{left4.Addr(), left6.Addr(), leftLocal}},
+		{w.left, []netip.Prefix{netip.PrefixFrom(left4.Addr(), 24), netip.PrefixFrom(left6.Addr(), 64), netip.PrefixFrom(leftLocal, 64)}, []netip.Addr{right4.Addr(), right6.Addr(), rightLocal, rightOutside4, rightOutside6}},
+		{w.right, []netip.Prefix{netip.PrefixFrom(right4.Addr(), 24), netip.PrefixFrom(right6.Addr(), 64), netip.PrefixFrom(rightLocal, 64)}, []netip.Addr{left4.Addr(), left6.Addr(), leftLocal, leftOutside4, leftOutside6}},
 	} {
 		// No address but those given, and no question of whose they are.
 		e.sysctl(middle, "ipv6/conf/default/disable_ipv6=1")
@@ -209,6 +213,9 @@ func (w *wire) carry(from int) {
 		}
 		if link, ok := sender.(*unix.SockaddrLinklayer); !ok || link.Pkttype == unix.PACKET_OUTGOING {
 			continue
+		}
+		if w.alter != nil {
+			w.alter(from, w.buf[:n])
 		}
 		switch w.mode {
 		case pass:

@@ -43,7 +43,7 @@ func (k *kernelSide) check(cgroup string) (err error) {
 // options are those of the datapath. mesh: sizes of its maps; nil without one.
 func (k *kernelSide) options(c *config.Config, mesh map[string]uint32) datapath.Options {
 	return datapath.Options{
-		RingBytes: c.RingBytes, Cgroup: k.cgroup, FirstBytes: c.FirstByteTimes, Silent: silentKinds(c.Events),
+		RingBytes: c.RingBytes, Cgroup: k.cgroup, FirstBytes: c.FirstByteTimes, TraceWith: c.Traces.With(), Silent: silentKinds(c.Events),
 		Mesh: mesh, Pin: pinDirectory(c), Mounted: k.mounted, Version: version(), FailClosed: c.Mesh.FailClosedAfter,
 	}
 }

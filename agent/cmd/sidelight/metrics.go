@@ -133,6 +133,9 @@ func (v *values) addAccount(a *account.Account) {
 		v.add(self.Kernel, a.Kernel.Closed[role], role, "closed")
 		v.add(self.Refused, a.Kernel.Refused[role], role)
 	}
+	for outcome, connections := range a.Kernel.TraceIDs {
+		v.add(self.TraceIDs, connections, outcome)
+	}
 	v.add(self.Untracked, a.Kernel.UntrackedClosed)
 	v.add(self.Aggregated, a.Kernel.Aggregated, "edge")
 	v.add(self.Aggregated, a.Kernel.Totalled, "total")

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -51,6 +52,8 @@ type script struct {
 	Think  time.Duration // between the handshake and the request
 	// From is the client's own address, unless the kernel is to choose.
 	From netip.Addr
+	// FastOpen has the SYN leave with the first write.
+	FastOpen bool
 	// Exhausted uses up the socket's option memory before the connect.
 	Exhausted bool
 
@@ -205,6 +208,11 @@ func runClient(s script) (errno string, err error) {
 			return "", fmt.Errorf("bind %v: %w", s.From, err)
 		}
 	}
+	if s.FastOpen {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN_CONNECT, 1); err != nil {
+			return "", err
+		}
+	}
 	if s.Exhausted {
 		if err := exhaust(fd); err != nil {
 			return "", err
@@ -255,7 +263,8 @@ func sockaddr(a netip.AddrPort) (family int, address unix.Sockaddr) {
 	if a.Addr().Is4() {
 		return unix.AF_INET, &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
 	}
-	return unix.AF_INET6, &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+	zone, _ := strconv.Atoi(a.Addr().Zone())
+	return unix.AF_INET6, &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: uint32(zone)}
 }
 
 func exchange(file *os.File, s script) error {

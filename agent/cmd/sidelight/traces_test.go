@@ -1,0 +1,260 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"go.opentelemetry.io/collector/pdata/ptrace"
+
+	"github.com/sidelight-mesh/sidelight/collector/otlptest"
+)
+
+// joined is how the spans of the two ends of connections belong together.
+type joined int
+
+const (
+	byOption    joined = iota // one trace, and the server's span is the client's child
+	byAddresses               // one trace, as both see the same; the server does not know of the client's span
+	notJoined                 // two traces
+)
+
+// tracesCase is one way from the client's host to the server's.
+type tracesCase struct {
+	name     string
+	sysctls  []string // of both hosts
+	box      middlebox
+	to       netip.AddrPort // without its port
+	fastOpen bool           // of the client, without a cookie, so that its SYN asks for one
+	lose     bool           // the first SYNs
+	later    bool           // the server begins to listen when its agent is there
+	plain    bool           // it listens by TCP, not by MPTCP
+	want     joined
+	// What the agents count: of the client's side, and of the server's.
+	sent, noRoom, received, missing bool
+}
+
+const tracesPeers = `traces: {propagate: tcp_option, peers: [192.0.2.0/24, "2001:db8::/64"]}`
+
+// TestTracesJoin has a client and a server on two hosts, each with an agent of its own, that send spans to one backend: N connections are N traces of two spans, whatever
+// stands between the hosts, and where that takes the option out of SYNs it is counted. Whoever looks at the wire sees the trace's id.
+func TestTracesJoin(t *testing.T) {
+	needRoot(t)
+	right := func(ip netip.Addr) netip.AddrPort { return netip.AddrPortFrom(ip, 0) }
+	linkLocal := right(rightLocal)
+	for _, c := range []*tracesCase{
+		{name: "IPv4", to: right4, want: byOption, sent: true, received: true},
+		{name: "IPv6", to: right6, want: byOption, sent: true, received: true},
+		{name: "server later", to: right4, later: true, plain: true, want: byOption, sent: true, received: true},
+		{name: "SYN sent again", to: right4, lose: true, want: byOption, sent: true, received: true},
+		{name: "NAT", box: middlebox{addresses: true}, to: right(rightOutside4), want: byOption, sent: true, received: true},
+		{name: "NAT of IPv6", box: middlebox{addresses: true}, to: right(rightOutside6), want: byOption, sent: true, received: true},
+		{name: "other sequence numbers", box: middlebox{sequence: 0xfedcba98}, to: right4, plain: true, later: true, want: byOption, sent: true, received: true},
+		{name: "option taken out", box: middlebox{options: true}, to: right4, want: byAddresses, sent: true, missing: true},
+		{name: "option taken out behind NAT", box: middlebox{options: true, addresses: true}, to: right(rightOutside4), want: notJoined, sent: true, missing: true},
+		{name: "no room in SYN", sysctls: []string{"ipv4/tcp_fastopen=1"}, to: right4, fastOpen: true, want: byAddresses, noRoom: true, missing: true},
+		{name: "SYN cookies", sysctls: []string{"ipv4/tcp_syncookies=2"}, to: right4, want: byAddresses, sent: true, missing: true},
+		{name: "peers that are not asked", to: linkLocal, want: byAddresses},
+	} {
+		t.Run(c.name, c.run)
+	}
+}
+
+func (c *tracesCase) run(t *testing.T) {
+	const count = 40
+	e := &scene{t: t}
+	w := e.newWire(c.sysctls...)
+	w.mu.Lock()
+	w.alter = c.box.alter
+	w.mu.Unlock()
+	near, far := newCgroup(t), newCgroup(t)
+	b := otlptest.Start(t, "http")
+	begin := func(cgroup string) *agent {
+		return startAgent(t, cgroup, "--config", writeConfig(t, tracesPeers), "--otlp-endpoint", "http://"+b.Address)
+	}
+	client := begin(near)
+	var server *agent
+	if c.later {
+		server = begin(far)
+	}
+	var env []string
+	if c.plain {
+		env = []string{peerMPTCP + "=off"}
+	}
+	_, port := startServer(t, w.right, far, env...)
+	if !c.later {
+		server = begin(far)
+	}
+	to := netip.AddrPortFrom(c.to.Addr(), port)
+	if to.Addr().IsLinkLocalUnicast() {
+		to = netip.AddrPortFrom(to.Addr().WithZone(fmt.Sprint(w.zone[0])), port)
+	}
+	if c.lose {
+		w.set(lose)
+	}
+	do := script{Addr: to, Ending: clientCloses, Count: count, Parallel: 8, Request: 10, Response: 3000}
+	if c.fastOpen {
+		do.FastOpen = true
+	}
+	clients := startScript(t, w.left, near, do)
+	if c.lose {
+		// Until each of those that may connect at a time has a SYN under way.
+		eventually(t, "SYNs that are lost", func() error {
+			c.box.mu.Lock()
+			defer c.box.mu.Unlock()
+			if len(c.box.option) < do.Parallel {
+				return fmt.Errorf("%d of %d", len(c.box.option), do.Parallel)
+			}
+			return nil
+		})
+		w.set(pass)
+	}
+	var result clientResult
+	if err := json.Unmarshal([]byte(clients.line()), &result); err != nil {
+		t.Fatal(err)
+	}
+	clients.end()
+	client.waitClosed()
+	server.waitClosed()
+	eventually(t, "spans", func() error {
+		if n := b.Traces.SpanCount(); n != 2*count {
+			return fmt.Errorf("got %d, want %d", n, 2*count)
+		}
+		return nil
+	})
+	c.checkSpans(t, count, b.Traces.AllTraces())
+	wantCounts := func(which bool, name string, of map[string]uint64) {
+		if want := map[bool]uint64{true: count}[which]; of[name] != want {
+			t.Errorf("%d trace ids %s, want %d", of[name], name, want)
+		}
+	}
+	for _, side := range []struct {
+		agent         *agent
+		first, second string
+		want          [2]bool
+		others        [2]string
+	}{
+		{client, "sent", "no_room", [2]bool{c.sent, c.noRoom}, [2]string{"received", "missing"}},
+		{server, "received", "missing", [2]bool{c.received, c.missing}, [2]string{"sent", "no_room"}},
+	} {
+		report := side.agent.audit()
+		if report.Unaccounted != 0 {
+			t.Errorf("%d unaccounted", report.Unaccounted)
+		}
+		counts := report.Kernel.TraceIDs
+		wantCounts(side.want[0], side.first, counts)
+		wantCounts(side.want[1], side.second, counts)
+		wantCounts(false, side.others[0], counts)
+		wantCounts(false, side.others[1], counts)
+		metrics := side.agent.metrics()
+		for name, n := range counts {
+			if line := fmt.Sprintf("sidelight_self_trace_ids_total{outcome=%q} %d\n", name, n); !strings.Contains(metrics, line) {
+				t.Errorf("/metrics has no %s", line)
+			}
+		}
+		for _, l := range side.agent.lines() {
+			if l.Reason != "ok" {
+				t.Errorf("a connection ended with %s", l.Reason)
+			}
+		}
+	}
+	c.checkWire(t, count, b.Traces.AllTraces())
+}
+
+// spanEnds are the spans of a trace by kind.
+type spanEnds map[ptrace.SpanKind]ptrace.Span
+
+func tracesOf(t *testing.T, all []ptrace.Traces) map[[16]byte]spanEnds {
+	t.Helper()
+	traces := make(map[[16]byte]spanEnds)
+	for _, batch := range all {
+		for _, resource := range batch.ResourceSpans().All() {
+			for _, scope := range resource.ScopeSpans().All() {
+				for _, span := range scope.Spans().All() {
+					ends := traces[span.TraceID()]
+					if ends == nil {
+						ends = make(spanEnds)
+						traces[span.TraceID()] = ends
+					}
+					if _, twice := ends[span.Kind()]; twice {
+						t.Errorf("trace %v has two spans of kind %v", span.TraceID(), span.Kind())
+					}
+					ends[span.Kind()] = span
+				}
+			}
+		}
+	}
+	return traces
+}
+
+func (c *tracesCase) checkSpans(t *testing.T, count int, all []ptrace.Traces) {
+	t.Helper()
+	traces := tracesOf(t, all)
+	want := count
+	if c.want == notJoined {
+		want = 2 * count
+	}
+	if len(traces) != want {
+		t.Errorf("%d connections are %d traces, want %d", count, len(traces), want)
+	}
+	faults := make(map[string]int)
+	for _, ends := range traces {
+		client, hasClient := ends[ptrace.SpanKindClient]
+		server, hasServer := ends[ptrace.SpanKindServer]
+		switch {
+		case c.want == notJoined:
+			if len(ends) != 1 {
+				faults["two ends in a trace"]++
+			}
+		case !hasClient || !hasServer:
+			faults["an end is missing"]++
+			continue
+		}
+		if hasClient && !client.ParentSpanID().IsEmpty() {
+			faults["a client's span has a parent"]++
+		}
+		switch {
+		case !hasServer:
+		case c.want == byOption && server.ParentSpanID() != client.SpanID():
+			faults["a server's span is not the client's child"]++
+		case c.want != byOption && !server.ParentSpanID().IsEmpty():
+			faults["a server's span has a parent"]++
+		}
+	}
+	for what, n := range faults {
+		t.Errorf("%s: %d times", what, n)
+	}
+}
+
+// checkWire wants the ids of traces in SYNs and nowhere else.
+func (c *tracesCase) checkWire(t *testing.T, count int, all []ptrace.Traces) {
+	t.Helper()
+	c.box.mu.Lock()
+	defer c.box.mu.Unlock()
+	if c.box.strange != 0 {
+		t.Errorf("%d segments have an option that they should not have", c.box.strange)
+	}
+	want := make(map[[16]byte]bool)
+	if c.sent {
+		for id, ends := range tracesOf(t, all) {
+			if _, hasClient := ends[ptrace.SpanKindClient]; hasClient {
+				want[id] = true
+			}
+		}
+	}
+	got := make(map[[16]byte]bool)
+	again := 0
+	for id, n := range c.box.option {
+		got[id] = true
+		again += n - 1
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("%d ids were on the wire, want those of %d traces", len(got), len(want))
+	}
+	if c.lose == (again == 0) {
+		t.Errorf("%d SYNs were sent again", again)
+	}
+}

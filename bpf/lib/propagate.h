@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The trace of a connection, told to its other end: an option on the SYN (RFC 6994) with the trace id by which the client's end is known. Where nothing
+ * between the ends changes addresses or sequence numbers the server comes to the same id without it; behind a NAT it does not.
+ *
+ * Both ends do it only with peers in `trace_blocks`: some middleboxes drop a SYN whose options they do not know, and an id is taken from nobody else.
+ */
+#ifndef SIDELIGHT_PROPAGATE_H
+#define SIDELIGHT_PROPAGATE_H
+
+#include "account.h"
+#include "bits.h"
+#include "callbacks.h"
+
+/* Whether any of this is done. Set at load. */
+const volatile bool trace_option = false;
+
+#define TRACE_OPTION_KIND 254 /* experimental, RFC 4727 */
+#define TRACE_OPTION_EXID 0x534c /* ours, as RFC 6994 wants one; not in IANA's registry when it was chosen */
+
+/*
+ * As on the wire. A SYN has room for 40 bytes of options, and the kernel's own (MSS, SACK permitted with timestamps, window scale) take 20: this is all
+ * that is left.
+ */
+struct trace_option {
+	__u8 kind;
+	__u8 length;
+	__be16 exid;
+	__u32 id[4]; /* the trace id as it is written, in four pieces: it is aligned to no more */
+};
+
+_Static_assert(sizeof(struct trace_option) == 20, "trace_option");
+
+static __always_inline __u64 trace_mix(__u64 h)
+{
+	h ^= h >> 33;
+	h *= 0xff51afd7ed558ccdULL;
+	h ^= h >> 33;
+	h *= 0xc4ceb9fe1a85ec53ULL;
+	return h ^ h >> 33;
+}
+
+static __always_inline __u64 trace_left(__u64 k)
+{
+	return bits_rotate(k * 0x87c37b91114253d5ULL, 31) * 0x4cf5ad432745937fULL;
+}
+
+static __always_inline __u64 trace_right(__u64 k)
+{
+	return bits_rotate(k * 0x4cf5ad432745937fULL, 33) * 0x87c37b91114253d5ULL;
+}
+
+/*
+ * The id by which user space knows a client's end: MurmurHash3 (x64, 128 bits, seed 0) of the client's address, the server's, the client's port, the server's,
+ * and the client's initial sequence number, in network byte order; its two halves in the same. agent/connection/trace.go does it again.
+ */
+static __always_inline void trace_id(const struct mesh_event *client, __u32 *id)
+{
+	const __u64 *from = (const __u64 *)client->local_addr, *to = (const __u64 *)client->peer_addr;
+	__u64 a = 0, b = 0;
+
+	a = (bits_rotate(a ^ trace_left(from[0]), 27) + b) * 5 + 0x52dce729;
+	b = (bits_rotate(b ^ trace_right(from[1]), 31) + a) * 5 + 0x38495ab5;
+	a = (bits_rotate(a ^ trace_left(to[0]), 27) + b) * 5 + 0x52dce729;
+	b = (bits_rotate(b ^ trace_right(to[1]), 31) + a) * 5 + 0x38495ab5;
+	a ^= trace_left(bpf_htons(client->local_port) | (__u64)bpf_htons(client->peer_port) << 16 |
+			(__u64)bpf_htonl(client->client_isn) << 32);
+	a ^= 40; /* bytes */
+	b ^= 40;
+	a += b;
+	b += a;
+	a = trace_mix(a);
+	b = trace_mix(b);
+	a += b;
+	b += a;
+	id[0] = bpf_htonl(a >> 32);
+	id[1] = bpf_htonl(a);
+	id[2] = bpf_htonl(b >> 32);
+	id[3] = bpf_htonl(b);
+}
+
+static __always_inline bool trace_with(const __u8 *peer)
+{
+	struct mesh_trace_block key = {.prefix_bits = 128};
+
+	__builtin_memcpy(key.addr, peer, sizeof(key.addr));
+	return bpf_map_lookup_elem(&trace_blocks, &key);
+}
+
+/* BPF_SOCK_OPS_TCP_CONNECT_CB: asks for the two callbacks that write the option. */
+static __always_inline void trace_begin(struct bpf_sock_ops *ctx, const struct mesh_connection *conn)
+{
+	if (trace_option && trace_with(conn->event.peer_addr))
+		callbacks_set(ctx, BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
+}
+
+/* Of a SYN that answers nothing, whose callbacks these are. */
+static __always_inline bool trace_is_syn(struct bpf_sock_ops *ctx)
+{
+	return trace_option && (ctx->skb_tcp_flags & (TCP_FLAG_SYN_BIT | TCP_FLAG_ACK_BIT)) == TCP_FLAG_SYN_BIT;
+}
+
+static __always_inline void trace_no_room(struct bpf_sock_ops *ctx)
+{
+	account_add(trace_options[MESH_TRACE_NO_ROOM]);
+	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
+}
+
+/* BPF_SOCK_OPS_HDR_OPT_LEN_CB of a SYN. It comes again for each that is sent again. */
+static __always_inline void trace_reserve(struct bpf_sock_ops *ctx)
+{
+	if (bpf_reserve_hdr_opt(ctx, sizeof(struct trace_option), 0))
+		trace_no_room(ctx);
+}
+
+/* BPF_SOCK_OPS_WRITE_HDR_OPT_CB. */
+static __always_inline void trace_write(struct bpf_sock_ops *ctx)
+{
+	struct trace_option option = {TRACE_OPTION_KIND, sizeof(option), bpf_htons(TRACE_OPTION_EXID), {}};
+	struct bpf_sock *sk = ctx->sk;
+	struct mesh_connection *conn;
+
+	if (!trace_is_syn(ctx) || !sk)
+		return;
+	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	if (!conn || conn->phase != MESH_CONNECTING)
+		return;
+	trace_id(&conn->event, option.id);
+	if (bpf_store_hdr_opt(ctx, &option, sizeof(option), 0)) {
+		trace_no_room(ctx);
+		return;
+	}
+	if (conn->event.flags & MESH_TRACE_TOLD)
+		return;
+	conn->event.flags |= MESH_TRACE_TOLD;
+	account_add(trace_options[MESH_TRACE_SENT]);
+}
+
+/* The handshake is done: nothing more is to be written, and the callbacks that ask for it would come with each segment. */
+static __always_inline __u32 trace_end(__u32 callbacks)
+{
+	return trace_option && !first_bytes ? callbacks & ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG : callbacks;
+}
+
+/*
+ * BPF_SOCK_OPS_TCP_LISTEN_CB, and the iterator for those that listened before: has the kernel keep the headers of a SYN until its socket is accepted, about 100 bytes of
+ * memory for as long as that lives. What the program itself asked for stays.
+ */
+static __always_inline void trace_listen(void *sk)
+{
+	int keep = 0;
+
+	if (!trace_option || (!bpf_getsockopt(sk, SOL_TCP, TCP_SAVE_SYN, &keep, sizeof(keep)) && keep))
+		return;
+	keep = 1;
+	bpf_setsockopt(sk, SOL_TCP, TCP_SAVE_SYN, &keep, sizeof(keep));
+}
+
+/* BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB of an accepted socket: takes the id from the SYN. A cookie (tcp_syncookies) has kept none. */
+static __always_inline void trace_read(struct bpf_sock_ops *ctx, struct mesh_connection *conn)
+{
+	/* What is looked for: the first four bytes, with the length of what it is known by. */
+	struct trace_option option = {TRACE_OPTION_KIND, 4, bpf_htons(TRACE_OPTION_EXID), {}};
+
+	if (!trace_option || !trace_with(conn->event.peer_addr))
+		return;
+	if (bpf_load_hdr_opt(ctx, &option, sizeof(option), BPF_LOAD_HDR_OPT_TCP_SYN) != sizeof(option) ||
+	    !(option.id[0] | option.id[1] | option.id[2] | option.id[3])) { /* W3C: that is none */
+		account_add(trace_options[MESH_TRACE_MISSING]);
+		return;
+	}
+	account_add(trace_options[MESH_TRACE_RECEIVED]);
+	conn->event.flags |= MESH_TRACE_TOLD;
+	conn->event.connect_ns = option.id[0] | (__u64)option.id[1] << 32;
+	conn->event.owner.reserved = option.id[2];
+	conn->event.client_isn = option.id[3];
+}
+
+#endif
