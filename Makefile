@@ -6,6 +6,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.buildVersion=$(VERSION)
 GOLANGCI := v2.12.0
 VICTORIALOGS := v1.43.1
+JAEGER := v1.76.0
 # The builder, and the parts of otel-config/builder.yaml.
 OTELCOL := v0.159.0
 BENCHSTAT := v0.0.0-20260908200009-22c9c6c9d4da
@@ -121,6 +122,17 @@ build-victoria-logs: $(TOOLS)/victoria-logs-$(VICTORIALOGS)
 $(TOOLS)/victoria-logs-$(VICTORIALOGS): dashboards/backends/victorialogs/go.mod
 	mkdir -p $(TOOLS)
 	cd dashboards/backends/victorialogs && GOFLAGS= CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@.$$$$ github.com/VictoriaMetrics/VictoriaLogs/app/victoria-logs && mv $@.$$$$ $@
+
+.PHONY: jaeger
+jaeger: ## build the Jaeger that a test of the spans runs, if it can be had
+	@$(MAKE) --no-print-directory build-jaeger || echo 'skipped: Jaeger cannot be built here, its test is left out'
+
+.PHONY: build-jaeger
+build-jaeger: $(TOOLS)/jaeger-$(JAEGER)
+
+$(TOOLS)/jaeger-$(JAEGER): dashboards/backends/jaeger/go.mod
+	mkdir -p $(TOOLS)
+	cd dashboards/backends/jaeger && GOFLAGS= CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@.$$$$ github.com/jaegertracing/jaeger/cmd/jaeger && mv $@.$$$$ $@
 
 # The builder resolves all versions from those in the manifest, so without the module proxy there is none.
 .PHONY: otel-collector
