@@ -2,15 +2,10 @@ package dashboards
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -18,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sidelight-mesh/sidelight/collector/meshreceiver/metadata"
+	"github.com/sidelight-mesh/sidelight/collector/otlptest"
 )
 
 // signalTargets returns the queries of a dashboard for logs or traces.
@@ -87,74 +83,14 @@ func TestLogAndTraceQueriesNameWhatExists(t *testing.T) {
 // victoriaLogs is a running VictoriaLogs.
 type victoriaLogs struct{ address string }
 
-// victoriaLogsVersion is that which the module of its build names. The Makefile builds the same.
-func victoriaLogsVersion(t *testing.T) string {
-	t.Helper()
-	read := func(file, pattern string) string {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		m := regexp.MustCompile(pattern).FindSubmatch(text)
-		if m == nil {
-			t.Fatalf("%s does not name a version of VictoriaLogs", file)
-		}
-		return string(m[1])
-	}
-	version := read("backends/victorialogs/go.mod", `github\.com/VictoriaMetrics/VictoriaLogs (v\S+)`)
-	if built := read("../Makefile", `(?m)^VICTORIALOGS := (\S+)$`); built != version {
-		t.Fatalf("the Makefile builds VictoriaLogs %s, its module has %s", built, version)
-	}
-	return version
-}
-
-// lacks leaves a test out for want of something, but in CI.
-func lacks(t *testing.T, what string) {
-	t.Helper()
-	if os.Getenv("SIDELIGHT_REQUIRE_TOOLS") != "" {
-		t.Fatal(what)
-	}
-	t.Skip(what)
-}
-
 // startVictoriaLogs starts what "make victoria-logs" builds.
 func startVictoriaLogs(t *testing.T) victoriaLogs {
 	t.Helper()
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		lacks(t, err.Error())
-	}
-	program := filepath.Join(cache, "sidelight-tools", "victoria-logs-"+victoriaLogsVersion(t))
-	if _, err := os.Stat(program); err != nil {
-		lacks(t, "no VictoriaLogs: make victoria-logs builds it")
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	v := victoriaLogs{address: l.Addr().String()}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	var said bytes.Buffer
+	program := builtBackend(t, "victorialogs", "victoria-logs", "VICTORIALOGS", "github.com/VictoriaMetrics/VictoriaLogs")
+	v := victoriaLogs{address: otlptest.FreeAddress(t)}
 	// A recording is of some day: it must not be too old.
-	cmd := exec.CommandContext(t.Context(), program, "-httpListenAddr="+v.address, "-storageDataPath="+t.TempDir(), "-retentionPeriod=100y")
-	cmd.Stderr = &said
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = 10 * time.Second
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = cmd.Wait() }) // the context is done before
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		if response, err := http.Get("http://" + v.address + "/health"); err == nil {
-			_ = response.Body.Close()
-			return v
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("VictoriaLogs does not start: %s", said.String())
-		}
-	}
+	startBackend(t, "http://"+v.address+"/health", program, "-httpListenAddr="+v.address, "-storageDataPath="+t.TempDir(), "-retentionPeriod=100y")
+	return v
 }
 
 // query returns the records that a query finds.
@@ -183,6 +119,20 @@ func (v victoriaLogs) query(t *testing.T, expr string) []map[string]string {
 	return all
 }
 
+// await waits until it shows so many records.
+func (v victoriaLogs) await(t *testing.T, records int) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		shown := len(v.query(t, "*"))
+		if shown == records {
+			return
+		}
+		if shown > records || time.Now().After(deadline) {
+			t.Fatalf("%d records came, want %d", shown, records)
+		}
+	}
+}
+
 const toVictoriaLogs = `
 receivers: {mesh: {}}
 exporters: {otlp_http: {logs_endpoint: "http://%s/insert/opentelemetry/v1/logs", compression: none}}
@@ -195,24 +145,8 @@ func TestLogPanelsInVictoriaLogs(t *testing.T) {
 		t.Skip("runs a VictoriaLogs")
 	}
 	v := startVictoriaLogs(t)
-	dir := t.TempDir()
-	program, config := filepath.Join(dir, "sidelight"), filepath.Join(dir, "otel.yaml")
-	if err := os.WriteFile(config, fmt.Appendf(nil, toVictoriaLogs, v.address), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	run := func(name string, args ...string) {
-		t.Helper()
-		if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err != nil {
-			t.Fatalf("%s %v: %v\n%s", name, args, err, out)
-		}
-	}
-	run("go", "build", "-o", program, "../agent/cmd/sidelight")
-	run(program, "replay", "../agent/cmd/sidelight/testdata/recordings/mix.rec", "--access-log", "off", "--otel-config", config)
-	for deadline := time.Now().Add(20 * time.Second); len(v.query(t, "*")) < 27; time.Sleep(100 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d records came, want 27", len(v.query(t, "*")))
-		}
-	}
+	send(t, "mix", fmt.Sprintf(toVictoriaLogs, v.address))
+	v.await(t, 27)
 	asked := 0
 	for _, d := range load(t) {
 		for where, target := range d.signalTargets(victoriaLogsType) {
