@@ -63,18 +63,18 @@ type endpointCounts struct{ picks, failed, open uint64 }
 
 type verdictKey struct{ policy, rule, verdict, dry string }
 
-func newAgent() *agent {
+func newAgent(finished ...pipeline.Sink) *agent {
 	return newAgentOf(&dataPath{
 		since: meshStart, endpoints: make(map[endpointKey]*endpointCounts), verdicts: make(map[verdictKey]uint64), rejected: make(map[string]uint64),
 		kernel: account.Kernel{
 			Established: make(map[string]uint64), Adopted: make(map[string]uint64), Closed: make(map[string]uint64),
 			Submitted: make(map[string]uint64), Refused: make(map[string]uint64),
 		},
-	})
+	}, finished...)
 }
 
-// newAgentOf starts one that attends to a data path.
-func newAgentOf(d *dataPath) *agent {
+// newAgentOf starts one that attends to a data path. What ends goes to finished.
+func newAgentOf(d *dataPath, finished ...pipeline.Sink) *agent {
 	d.agents++
 	a := &agent{
 		table: edge.NewTable(1000), identity: make(map[connection.Key]enrich.Identity), open: make(map[connection.Key]told),
@@ -84,6 +84,7 @@ func newAgentOf(d *dataPath) *agent {
 		Limit: 1 << 20, Clock: clock, Now: func() time.Time { return meshStart.Add(a.now) },
 		Identify: func(e *connection.Event) enrich.Identity { return a.identity[e.Key] },
 		Sinks:    []pipeline.Sink{a.table},
+		Finished: finished,
 	})
 	a.table.Clock(func() time.Duration { return a.now })
 	return a

@@ -28,6 +28,9 @@ var (
 	office    = &enrich.Workload{Name: "office"} // a group of peers
 )
 
+// decides is how long the mesh takes to refuse a connection, which then has ended.
+const decides = 20 * time.Microsecond
+
 func shop(name string) *enrich.Service { return &enrich.Service{Name: name, Namespace: "shop"} }
 
 // flow is a connection that is made again and again.
@@ -66,17 +69,20 @@ var flows = []flow{
 	},
 	{
 		every: 10 * time.Second, first: 2 * time.Second, client: greedy, servers: []*enrich.Workload{external}, service: shop("narrow"), clientHere: true,
-		reason: connection.CircuitOpen, refused: true, limit: "service shop/narrow",
+		reason: connection.CircuitOpen, handshake: decides, refused: true, limit: "service shop/narrow",
 	},
 	{
 		every: 10 * time.Second, first: 3 * time.Second, client: intruder, servers: []*enrich.Workload{cart1}, service: shop("cart"), clientHere: true,
-		reason: connection.Denied, refused: true, rule: &enrich.Rule{Policy: "shop/no-intruders"}, verdict: connection.VerdictDeny,
+		reason: connection.Denied, handshake: decides, refused: true, rule: &enrich.Rule{Policy: "shop/no-intruders"}, verdict: connection.VerdictDeny,
 	},
 	{
 		every: 10 * time.Second, first: 4 * time.Second, client: external, servers: []*enrich.Workload{cart1}, serverHere: true,
-		reason: connection.Denied, refused: true, rule: &enrich.Rule{Policy: "shop/inside-only", Index: 1}, verdict: connection.VerdictDeny,
+		reason: connection.Denied, handshake: decides, refused: true, rule: &enrich.Rule{Policy: "shop/inside-only", Index: 1}, verdict: connection.VerdictDeny,
 	},
-	{every: 30 * time.Second, client: web, servers: []*enrich.Workload{external}, service: shop("empty"), clientHere: true, reason: connection.NoEndpoint, refused: true},
+	{
+		every: 30 * time.Second, client: web, servers: []*enrich.Workload{external}, service: shop("empty"), clientHere: true,
+		reason: connection.NoEndpoint, handshake: decides, refused: true,
+	},
 	{
 		every: 2 * time.Second, client: external, servers: []*enrich.Workload{web}, serverHere: true, handshake: 20 * time.Millisecond,
 		firstByte: 25 * time.Millisecond, life: 300 * time.Millisecond, sent: 300, received: 9000, rtt: 20 * time.Millisecond,
@@ -177,6 +183,7 @@ func (f *flow) connection(cookie uint64, n int, at time.Duration) []told {
 		}
 		if decision != nil || f.verdict != connection.VerdictNone {
 			e.Flags |= connection.Decided
+			e.Decision = connection.Decision{Original: serverAddr, Verdict: f.verdict, DryVerdict: f.dry, DecisionNS: uint32(decides)}
 		}
 		if f.refused {
 			e.Flags |= connection.RefusedHere
