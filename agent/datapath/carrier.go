@@ -166,7 +166,7 @@ func (c *carriers) ready(d *Datapath) error {
 		array   *ebpf.Map
 		program *ebpf.Program
 	}{
-		{"to_sockops", o.ToSockops, d.either(d.objects.MeshSockops, d.objects.MeshSockopsInMesh)},
+		{"to_sockops", o.ToSockops, d.sockops()},
 		{"to_connect4", o.ToConnect4, d.either(d.objects.MeshConnect4, d.objects.MeshConnect4InMesh)},
 		{"to_connect6", o.ToConnect6, d.either(d.objects.MeshConnect6, d.objects.MeshConnect6InMesh)},
 		{"to_peername4", o.ToPeername4, d.objects.MeshPeername4},

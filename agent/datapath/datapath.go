@@ -488,7 +488,7 @@ func (d *Datapath) attachAll() error {
 func (d *Datapath) hooks() []hook {
 	return []hook{
 		// sockops first: an event without its process is worth more than a process without events.
-		{sockopsHook, ebpf.AttachCGroupSockOps, d.either(d.objects.MeshSockops, d.objects.MeshSockopsInMesh)},
+		{sockopsHook, ebpf.AttachCGroupSockOps, d.sockops()},
 		{"connect4", ebpf.AttachCGroupInet4Connect, d.either(d.objects.MeshConnect4, d.objects.MeshConnect4InMesh)},
 		{"connect6", ebpf.AttachCGroupInet6Connect, d.either(d.objects.MeshConnect6, d.objects.MeshConnect6InMesh)},
 	}
@@ -507,6 +507,14 @@ func (d *Datapath) either(without, with *ebpf.Program) *ebpf.Program {
 		return with
 	}
 	return without
+}
+
+// sockops is the program of that hook.
+func (d *Datapath) sockops() *ebpf.Program {
+	if len(d.traceWith) > 0 {
+		return d.either(d.objects.MeshSockopsTraced, d.objects.MeshSockopsTracedInMesh)
+	}
+	return d.either(d.objects.MeshSockops, d.objects.MeshSockopsInMesh)
 }
 
 func (d *Datapath) attachCgroup(h hook) error {
@@ -697,7 +705,7 @@ func (d *Datapath) programs() []namedProgram {
 	return append(append(d.meshPrograms(), d.tracePrograms()...), []namedProgram{
 		{"mesh_connect4", d.either(d.objects.MeshConnect4, d.objects.MeshConnect4InMesh)},
 		{"mesh_connect6", d.either(d.objects.MeshConnect6, d.objects.MeshConnect6InMesh)},
-		{"mesh_sockops", d.either(d.objects.MeshSockops, d.objects.MeshSockopsInMesh)},
+		{"mesh_sockops", d.sockops()},
 		{sweepProgram, d.objects.MeshSweep},
 	}...)
 }

@@ -32,6 +32,10 @@ func TestVerifierCounts(t *testing.T) {
 	if err := bpf.WithMesh(spec); err != nil {
 		t.Fatal(err)
 	}
+	// And without trace ids in SYNs what they take is left out.
+	if err := spec.Variables[bpf.TraceOption].Set(true); err != nil {
+		t.Fatal(err)
+	}
 	spec.Maps[bpf.EventsMap].MaxEntries = uint32(unix.Getpagesize())
 	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats}})
 	if err != nil {

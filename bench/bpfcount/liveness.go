@@ -25,6 +25,7 @@ var helperArguments = map[asm.BuiltinFunc]int{
 	asm.FnRingbufOutput: 4, asm.FnSeqWrite: 3, asm.FnSetsockopt: 5, asm.FnSkStorageDelete: 2, asm.FnSkStorageGet: 4, asm.FnSkcToTcpSock: 1,
 	asm.FnSockFromFile: 1, asm.FnSockOpsCbFlagsSet: 2, asm.FnGetCurrentPidTgid: 0, asm.FnGetPrandomU32: 0, asm.FnGetSmpProcessorId: 0, asm.FnMapLookupPercpuElem: 3,
 	asm.FnSpinLock: 1, asm.FnSpinUnlock: 1, asm.FnGetNetnsCookie: 1, asm.FnSetRetval: 1,
+	asm.FnGetsockopt: 5, asm.FnLoadHdrOpt: 4, asm.FnStoreHdrOpt: 4, asm.FnReserveHdrOpt: 3,
 }
 
 // effect returns which registers an instruction reads and writes. arguments are those of the program's own functions.

@@ -27,6 +27,7 @@ const sweepProgram = "mesh_sweep"
 // options of a session.
 type options struct {
 	noFirstBytes bool // without the times of the first bytes
+	traced       bool // with trace ids in SYNs, to and from everybody
 	counted      bool // count instructions; else times mean something
 	beside       bool // attach programs that do nothing beside ours
 	silent       bool // no events: closes are summed in the kernel
@@ -39,6 +40,15 @@ type attached struct {
 	counts     map[string]*ebpf.Map
 	empty      []*ebpf.Program
 	links      []link.Link
+	sockops    string // the program of that hook
+}
+
+// name is what the program at a hook is called in this session.
+func (a *attached) name(hooked string) string {
+	if hooked == "mesh_sockops" {
+		return a.sockops
+	}
+	return hooked
 }
 
 func (a *attached) close() {
@@ -76,18 +86,22 @@ func (a *attached) mesh(cgroup string, o options) error {
 		return fmt.Errorf("stat cgroup: %w", err)
 	}
 	for name, value := range map[string]any{
-		bpf.WakeupBytes: ^uint64(0), bpf.AttachedCgroup: stat.Ino, bpf.FirstBytes: !o.noFirstBytes,
+		bpf.WakeupBytes: ^uint64(0), bpf.AttachedCgroup: stat.Ino, bpf.FirstBytes: !o.noFirstBytes, bpf.TraceOption: o.traced,
 		bpf.Silent: map[bool]uint32{true: ^uint32(0)}[o.silent],
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return fmt.Errorf("set %s: %w", name, err)
 		}
 	}
-	bpfcount.Waste(spec.Programs["mesh_sockops"], o.burn)
+	a.sockops = hooked[0].name
+	if o.traced {
+		a.sockops = "mesh_sockops_traced"
+	}
+	bpfcount.Waste(spec.Programs[a.sockops], o.burn)
 	if o.counted {
 		names := []string{sweepProgram}
 		for _, p := range hooked {
-			names = append(names, p.name)
+			names = append(names, a.name(p.name))
 		}
 		if a.counts, err = bpfcount.Spec(spec, names...); err != nil {
 			return err
@@ -96,13 +110,18 @@ func (a *attached) mesh(cgroup string, o options) error {
 	if a.collection, err = ebpf.NewCollection(spec); err != nil {
 		return fmt.Errorf("load programs: %w", err)
 	}
+	if o.traced {
+		if err := a.collection.Maps["trace_blocks"].Put(bpf.TraceBlock{}, uint32(1)); err != nil {
+			return fmt.Errorf("exchange trace ids with everybody: %w", err)
+		}
+	}
 	for _, p := range hooked {
 		if o.beside {
-			if err := a.nothing(cgroup, p.attach, spec.Programs[p.name].Type); err != nil {
+			if err := a.nothing(cgroup, p.attach, spec.Programs[a.name(p.name)].Type); err != nil {
 				return err
 			}
 		}
-		if err := a.attach(cgroup, p.attach, a.collection.Programs[p.name]); err != nil {
+		if err := a.attach(cgroup, p.attach, a.collection.Programs[a.name(p.name)]); err != nil {
 			return err
 		}
 	}

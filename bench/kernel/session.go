@@ -109,12 +109,12 @@ func (s *session) read() (c cost, err error) {
 		return n, err
 	}
 	for i, p := range hooked {
-		stats, err := s.collection.Programs[p.name].Stats()
+		stats, err := s.collection.Programs[s.name(p.name)].Stats()
 		if err != nil {
 			return c, err
 		}
 		c.runs, c.time = c.runs+stats.RunCount, c.time+stats.Runtime
-		n, err := executed(p.name)
+		n, err := executed(s.name(p.name))
 		if err != nil {
 			return c, err
 		}

@@ -41,8 +41,8 @@ func counts(ctx context.Context, _ figure.Options) (figures []figure.Figure, err
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, stop()) }()
-	for _, noFirstBytes := range []bool{false, true} {
-		some, err := countsWith(ctx, options{counted: true, noFirstBytes: noFirstBytes})
+	for _, o := range []options{{counted: true}, {counted: true, noFirstBytes: true}, {counted: true, traced: true}} {
+		some, err := countsWith(ctx, o)
 		if err != nil {
 			return nil, err
 		}
@@ -60,6 +60,8 @@ func countsWith(ctx context.Context, o options) (figures []figure.Figure, err er
 	suffix := ""
 	if o.noFirstBytes {
 		suffix = "_no_first_bytes"
+	} else if o.traced {
+		suffix = "_traced"
 	}
 	var churned, kept cost
 	for _, c := range []struct {
@@ -67,7 +69,7 @@ func countsWith(ctx context.Context, o options) (figures []figure.Figure, err er
 		script script
 		family int
 		into   *cost
-		once   bool // the same with and without the first bytes
+		once   bool // the same with and without the first bytes, and of little interest with trace ids
 	}{
 		{"churn_ipv4", churn, 4, &churned, false},
 		{"churn_ipv6", churn, 6, nil, false},
@@ -75,7 +77,7 @@ func countsWith(ctx context.Context, o options) (figures []figure.Figure, err er
 		{"refused_ipv6", refused, 6, nil, true},
 		{"keepalive_ipv4", keepalive, 4, &kept, false},
 	} {
-		if c.once && o.noFirstBytes {
+		if c.once && suffix != "" {
 			continue
 		}
 		if err := ctx.Err(); err != nil {

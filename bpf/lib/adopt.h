@@ -65,7 +65,8 @@ static __always_inline void adopt_connection(struct tcp_sock *tp)
 
 	switch (state) {
 	case BPF_TCP_LISTEN:
-		trace_listen(tp);
+		if (trace_option)
+			trace_listen(tp);
 		return;
 	case BPF_TCP_ESTABLISHED:
 	case BPF_TCP_SYN_SENT:

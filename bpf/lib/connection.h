@@ -76,7 +76,7 @@ static __always_inline struct mesh_connection *connection_called(const bool in_m
 }
 
 /* BPF_SOCK_OPS_TCP_CONNECT_CB: tcp_connect() is about to build the SYN; ports and addresses are chosen. */
-static __always_inline void connection_connect(const bool in_mesh, struct bpf_sock_ops *ctx)
+static __always_inline void connection_connect(const bool in_mesh, const bool traced, struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct mesh_connection *conn;
@@ -110,7 +110,8 @@ static __always_inline void connection_connect(const bool in_mesh, struct bpf_so
 	conn->phase = MESH_CONNECTING;
 	/* From here on, not from the handshake on: a connect that fails must show too. */
 	callbacks_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
-	trace_begin(ctx, conn);
+	if (traced)
+		trace_begin(ctx, conn);
 	emit_event(conn, decided, MESH_PRE_CONNECT, MESH_TOLD_ATTEMPT, now);
 }
 
@@ -118,7 +119,7 @@ static __always_inline void connection_connect(const bool in_mesh, struct bpf_so
  * BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB and BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB: the handshake is done. The passive one is an accepted
  * socket's, and with simultaneous open also that of one that connects.
  */
-static __always_inline void connection_established(const bool in_mesh, struct bpf_sock_ops *ctx, bool passive)
+static __always_inline void connection_established(const bool in_mesh, const bool traced, struct bpf_sock_ops *ctx, bool passive)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct mesh_decided *decided;
@@ -152,7 +153,8 @@ static __always_inline void connection_established(const bool in_mesh, struct bp
 		if (in_mesh)
 			conn->looks = 0;
 		decided = inbound_admitted(in_mesh, conn);
-		trace_read(ctx, conn);
+		if (traced)
+			trace_read(ctx, conn);
 		conn->event.start_ns = now;
 		tells = MESH_TOLD_ESTABLISHED;
 		account_add(established[MESH_SERVER]);
@@ -171,7 +173,9 @@ static __always_inline void connection_established(const bool in_mesh, struct bp
 		conn->traced = false;
 		account_add(traced_closed);
 	}
-	bpf_sock_ops_cb_flags_set(ctx, trace_end(ctx->bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG | first_bytes_flag());
+	if (traced)
+		trace_end(ctx);
+	callbacks_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG | first_bytes_flag());
 	emit_event(conn, decided, MESH_ESTABLISHED, tells, now);
 }
 
@@ -207,7 +211,7 @@ static __always_inline void connection_listened(struct bpf_sock_ops *ctx, struct
 }
 
 /* BPF_SOCK_OPS_TCP_LISTEN_CB, in the context of listen(): whose sockets the accepted ones will be. */
-static __always_inline void connection_listen(const bool in_mesh, struct bpf_sock_ops *ctx)
+static __always_inline void connection_listen(const bool in_mesh, const bool traced, struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct mesh_connection *conn;
@@ -215,7 +219,8 @@ static __always_inline void connection_listen(const bool in_mesh, struct bpf_soc
 	if (!sk)
 		return;
 	stateless_forget(ctx);
-	trace_listen(ctx);
+	if (traced)
+		trace_listen(ctx);
 	conn = connection_renew(in_mesh, sk);
 	if (!conn)
 		return;
@@ -228,7 +233,7 @@ static __always_inline void connection_listen(const bool in_mesh, struct bpf_soc
  * BPF_SOCK_OPS_HDR_OPT_LEN_CB: a segment is about to leave, and asks how much room its options want; none, for us, but for a SYN that is to carry a trace id. It
  * comes only while the first bytes are looked for, and not for long: it runs per segment.
  */
-static __always_inline void connection_segment(struct bpf_sock_ops *ctx)
+static __always_inline void connection_segment(const bool traced, struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct mesh_connection *conn;
@@ -237,7 +242,7 @@ static __always_inline void connection_segment(struct bpf_sock_ops *ctx)
 	/* tcp_current_mss() asks too, without a segment. */
 	if (!sk || ctx->args[0] == BPF_WRITE_HDR_TCP_CURRENT_MSS)
 		return;
-	if (trace_is_syn(ctx)) {
+	if (traced && trace_is_syn(ctx)) {
 		trace_reserve(ctx);
 		return;
 	}

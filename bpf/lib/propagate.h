@@ -12,7 +12,10 @@
 #include "bits.h"
 #include "callbacks.h"
 
-/* Whether any of this is done. Set at load. */
+/*
+ * Whether any of this is done. Set at load. The programs of sockops that do it are others than those that do not: to ask this would cost those 5 % of their
+ * instructions (63 of 1,295 a connection).
+ */
 const volatile bool trace_option = false;
 
 #define TRACE_OPTION_KIND 254 /* experimental, RFC 4727 */
@@ -82,22 +85,27 @@ static __always_inline void trace_id(const struct mesh_event *client, __u32 *id)
 static __always_inline bool trace_with(const __u8 *peer)
 {
 	struct mesh_trace_block key = {.prefix_bits = 128};
+	const __u32 *from = (const __u32 *)peer;
+	__u32 *to = (__u32 *)key.addr;
 
-	__builtin_memcpy(key.addr, peer, sizeof(key.addr));
+	to[0] = from[0];
+	to[1] = from[1];
+	to[2] = from[2];
+	to[3] = from[3];
 	return bpf_map_lookup_elem(&trace_blocks, &key);
 }
 
 /* BPF_SOCK_OPS_TCP_CONNECT_CB: asks for the two callbacks that write the option. */
 static __always_inline void trace_begin(struct bpf_sock_ops *ctx, const struct mesh_connection *conn)
 {
-	if (trace_option && trace_with(conn->event.peer_addr))
+	if (trace_with(conn->event.peer_addr))
 		callbacks_set(ctx, BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
 }
 
 /* Of a SYN that answers nothing, whose callbacks these are. */
 static __always_inline bool trace_is_syn(struct bpf_sock_ops *ctx)
 {
-	return trace_option && (ctx->skb_tcp_flags & (TCP_FLAG_SYN_BIT | TCP_FLAG_ACK_BIT)) == TCP_FLAG_SYN_BIT;
+	return (ctx->skb_tcp_flags & (TCP_FLAG_SYN_BIT | TCP_FLAG_ACK_BIT)) == TCP_FLAG_SYN_BIT;
 }
 
 static __always_inline void trace_no_room(struct bpf_sock_ops *ctx)
@@ -137,9 +145,10 @@ static __always_inline void trace_write(struct bpf_sock_ops *ctx)
 }
 
 /* The handshake is done: nothing more is to be written, and the callbacks that ask for it would come with each segment. */
-static __always_inline __u32 trace_end(__u32 callbacks)
+static __always_inline void trace_end(struct bpf_sock_ops *ctx)
 {
-	return trace_option && !first_bytes ? callbacks & ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG : callbacks;
+	if (!first_bytes)
+		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
 }
 
 /*
@@ -150,7 +159,7 @@ static __always_inline void trace_listen(void *sk)
 {
 	int keep = 0;
 
-	if (!trace_option || (!bpf_getsockopt(sk, SOL_TCP, TCP_SAVE_SYN, &keep, sizeof(keep)) && keep))
+	if (!bpf_getsockopt(sk, SOL_TCP, TCP_SAVE_SYN, &keep, sizeof(keep)) && keep)
 		return;
 	keep = 1;
 	bpf_setsockopt(sk, SOL_TCP, TCP_SAVE_SYN, &keep, sizeof(keep));
@@ -162,7 +171,7 @@ static __always_inline void trace_read(struct bpf_sock_ops *ctx, struct mesh_con
 	/* What is looked for: the first four bytes, with the length of what it is known by. */
 	struct trace_option option = {TRACE_OPTION_KIND, 4, bpf_htons(TRACE_OPTION_EXID), {}};
 
-	if (!trace_option || !trace_with(conn->event.peer_addr))
+	if (!trace_with(conn->event.peer_addr))
 		return;
 	if (bpf_load_hdr_opt(ctx, &option, sizeof(option), BPF_LOAD_HDR_OPT_TCP_SYN) != sizeof(option) ||
 	    !(option.id[0] | option.id[1] | option.id[2] | option.id[3])) { /* W3C: that is none */
