@@ -15,10 +15,20 @@ type EndpointLoad struct {
 	Failed   uint64 // connects that failed
 }
 
-// LimitLoad is what stands against a limit, and what it refused.
+// LimitLoad is what stands against a limit, what it allows, and what it refused.
 type LimitLoad struct {
 	Limit string // "service ns/name" or "workload ns/name"
+	// Bounds are zero of a limit that is gone from the mesh, and drains: it bounds nobody any more.
+	Bounds LimitBounds
 	DumpLimitCounts
+}
+
+// LimitBounds are what a limit allows. 0 is no bound.
+type LimitBounds struct {
+	MaxOpen       uint32 // connections, open or connecting
+	MaxConnecting uint32 // connections
+	PerSecond     uint32 // connections a second
+	Burst         uint32 // connections at once, after a rest; 0 without PerSecond
 }
 
 // Loads is what changes by itself, connection by connection. Its lists are in no order.
@@ -40,7 +50,12 @@ func (r *Reconciler) Loads() (*Loads, error) {
 			return nil, err
 		}
 		c := &state.Counts
-		l.Limits = append(l.Limits, LimitLoad{s.text, DumpLimitCounts{c.Open, c.Connecting, c.RejectedOpen, c.RejectedConnecting, c.RejectedRate}})
+		load := LimitLoad{Limit: s.text, DumpLimitCounts: DumpLimitCounts{c.Open, c.Connecting, c.RejectedOpen, c.RejectedConnecting, c.RejectedRate}}
+		if !s.gone {
+			in := loadLimit(&r.m.Limits[s.index])
+			load.Bounds = LimitBounds{in.MaxOpen, in.MaxConnecting, in.PerSecond, in.Burst}
+		}
+		l.Limits = append(l.Limits, load)
 	}
 	return l, nil
 }

@@ -90,6 +90,9 @@ func TestLoadsOfAnEndpoint(t *testing.T) {
 
 func TestLoadsOfLimits(t *testing.T) {
 	m, r := newTest(t, small, nil)
+	of := func(limits model.Limits) func(*model.Snapshot) {
+		return func(s *model.Snapshot) { s.Services[0].Limits = limits }
+	}
 	apply(t, r, shop(nil, "e1"), nil)
 	index := r.limits["service shop/cart"].index
 	state := bpf.LimitState{}
@@ -98,11 +101,25 @@ func TestLoadsOfLimits(t *testing.T) {
 	if err := m.LimitStates.Put([]uint32{index}, []bpf.LimitState{state}); err != nil {
 		t.Fatal(err)
 	}
-	loads, err := r.Loads()
-	want := []LimitLoad{{"service shop/cart", DumpLimitCounts{Open: 3, Connecting: 1, RejectedOpen: 7, RejectedConnecting: 8, RejectedRate: 9}}}
-	if err != nil || !slices.Equal(loads.Limits, want) {
-		t.Errorf("%+v, error %v", loads, err)
+	want := func(what string, bounds LimitBounds) {
+		t.Helper()
+		loads, err := r.Loads()
+		all := []LimitLoad{{
+			"service shop/cart", bounds, DumpLimitCounts{Open: 3, Connecting: 1, RejectedOpen: 7, RejectedConnecting: 8, RejectedRate: 9},
+		}}
+		if err != nil || !slices.Equal(loads.Limits, all) {
+			t.Errorf("%s: %+v, error %v", what, loads, err)
+		}
 	}
+	want("one bound", LimitBounds{MaxOpen: 5})
+	apply(t, r, shop(of(model.Limits{MaxConnections: 50, MaxConnecting: 6, ConnectionsPerSecond: 7, Burst: 8}), "e1"), nil)
+	want("all bounds", LimitBounds{MaxOpen: 50, MaxConnecting: 6, PerSecond: 7, Burst: 8})
+	apply(t, r, shop(of(model.Limits{ConnectionsPerSecond: 7}), "e1"), nil)
+	want("a rate", LimitBounds{PerSecond: 7, Burst: 7})
+	apply(t, r, shop(of(model.Limits{}), "e1"), nil)
+	want("it drains", LimitBounds{})
+	apply(t, r, shop(of(model.Limits{MaxConnecting: 6}), "e1"), nil)
+	want("it is back", LimitBounds{MaxConnecting: 6})
 }
 
 // BenchmarkLoads is of all endpoints in use, and of none.

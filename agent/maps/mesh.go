@@ -30,6 +30,7 @@ type Service struct {
 	Frontends    []Frontend
 	Pools        []*Pool
 	Backends     []Backend
+	Endpoints    EndpointCounts
 
 	inputs *serviceInputs
 }

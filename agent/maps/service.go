@@ -41,11 +41,15 @@ func compileService(in *serviceInputs, node model.Locality) (*Service, error) {
 	for _, a := range s.Addresses {
 		addresses[familyOf(a)] = append(addresses[familyOf(a)], a.Unmap())
 	}
+	gets := make([]bool, len(in.endpoints)) // connections of some family
 	for family := range addresses {
 		if len(addresses[family]) == 0 {
 			continue
 		}
 		chosen := eligible(s, in.endpoints, node, family)
+		for _, i := range chosen {
+			gets[i] = true
+		}
 		slots, err := choices(s, in.endpoints, chosen)
 		if err != nil {
 			return nil, fmt.Errorf("service %v: %w", s.Name, err)
@@ -60,6 +64,10 @@ func compileService(in *serviceInputs, node model.Locality) (*Service, error) {
 			}
 			c.Pools = append(c.Pools, pool)
 		}
+	}
+	has := [2]bool{ipv4: len(addresses[ipv4]) > 0, ipv6: len(addresses[ipv6]) > 0}
+	for i := range in.endpoints {
+		c.Endpoints[in.endpoints[i].stateOf(s, node, has, gets[i])]++
 	}
 	return c, nil
 }
