@@ -57,6 +57,7 @@ func (f *exporterFactory) open(set *exporter.Settings, signal pipeline.Signal, c
 // queueConfig is what an exporter's configuration says of its queue.
 type queueConfig struct {
 	there, persistent, items bool
+	capacity                 int64 // in its own size, as what waits in it
 }
 
 // queueOf finds the queue of an exporter's configuration, whichever exporter it is of.
@@ -71,7 +72,7 @@ func queueOf(config component.Config) queueConfig {
 		}
 		if queue, ok := value.Interface().(configoptional.Optional[exporterhelper.QueueBatchConfig]); ok && queue.HasValue() {
 			q := queue.Get()
-			return queueConfig{there: true, persistent: q.StorageID != nil, items: q.Sizer == exporterhelper.RequestSizerTypeItems}
+			return queueConfig{there: true, persistent: q.StorageID != nil, items: q.Sizer == exporterhelper.RequestSizerTypeItems, capacity: q.QueueSize}
 		}
 	}
 	return queueConfig{}
@@ -81,6 +82,7 @@ func (l *ledger) configure(queue queueConfig) {
 	l.hasQueue.Store(queue.there)
 	l.persistent.Store(queue.persistent)
 	l.items.Store(queue.items)
+	l.capacity.Store(queue.capacity)
 }
 
 // CreateTraces implements exporter.Factory.

@@ -41,6 +41,7 @@ type ledger struct {
 	hasQueue   atomic.Bool
 	persistent atomic.Bool // the queue keeps what a shutdown interrupts
 	items      atomic.Bool // the queue's size is in items
+	capacity   atomic.Int64
 }
 
 func (l *ledger) stats() Stats {
@@ -153,6 +154,23 @@ func (c *Collector) Stats() map[string]Stats {
 		sum.Failed += s.Failed
 		sum.Unaccounted += s.Unaccounted
 		sums[key.signal.String()] = sum
+	}
+	return sums
+}
+
+// QueueCapacity returns how much can wait in the queues of each signal's exporters, in the queues' own size, as Stats.Queued is: items, unless a
+// configuration says otherwise. A signal without a queue is not there. Safe for concurrent use.
+func (c *Collector) QueueCapacity() map[string]int64 {
+	c.account.mu.Lock()
+	defer c.account.mu.Unlock()
+	sums := make(map[string]int64)
+	for key, l := range c.account.ledgers {
+		l.mu.Lock()
+		there := l.queue != nil // also of a ledger whose exporter a reload took away
+		l.mu.Unlock()
+		if there {
+			sums[key.signal.String()] += l.capacity.Load()
+		}
 	}
 	return sums
 }

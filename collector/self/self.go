@@ -106,6 +106,8 @@ var (
 		"Events that were read from the ring and decoded.", "kind"))
 	Followed = gauge("sidelight.self.connections.followed", "sidelight_self_connections_followed", "{connection}",
 		"Connections that are open or connecting now, by the kernel's count.")
+	FollowedLimit = gauge("sidelight.self.connections.limit", "sidelight_self_connections_limit", "{connection}",
+		"Connections whose ends the agent remembers at a time, max_connections; of those above it looks them up at each event.")
 	Untracked = lasting(counter("sidelight.self.untracked.closed", "sidelight_self_untracked_closed_total", "{connection}",
 		"Closed sockets that the kernel programs had not seen open."))
 	Aggregated = lasting(counter("sidelight.self.aggregated.closes", "sidelight_self_aggregated_closes_total", "{event}",
@@ -116,12 +118,16 @@ var (
 		"Edges that went into the overflow edge with all their sums, because nothing happened to them for long and another one needed the room.")
 	Edges = gauge("sidelight.self.edges", "sidelight_self_edges", "{edge}",
 		"Edges that have metrics of their own now, of max_edges at most.")
+	EdgesLimit = gauge("sidelight.self.edges.limit", "sidelight_self_edges_limit", "{edge}",
+		"Edges that can have metrics of their own: max_edges.")
 	Lines = counter("sidelight.self.access_log.lines", "sidelight_self_access_log_lines_total", "{line}",
 		"Lines written to the access log.")
 	Exported = counter("sidelight.self.exported", "sidelight_self_exported_total", "{item}",
 		"What OTLP backends took and kept: log records, spans, data points.", "signal")
 	Queued = gauge("sidelight.self.export.queue", "sidelight_self_export_queue", "{item}",
 		"What waits for OTLP backends.", "signal")
+	QueueCapacity = gauge("sidelight.self.export.queue.capacity", "sidelight_self_export_queue_capacity", "{item}",
+		"What can wait for OTLP backends, where their exporters have a queue.", "signal")
 	RecordsOut = counter("sidelight.self.records.sampled_out", "sidelight_self_records_sampled_out_total", "{record}",
 		"Connections that ended without a log record or a span, because of the overhead budget; what they add up to is in the sums.", "signal")
 	BudgetRung = gauge("sidelight.budget.rung", "sidelight_budget_rung", "",
@@ -174,6 +180,9 @@ var (
 		"Those of them that are open or connecting.", "service", "service.namespace", "endpoint")
 	MeshFailures = lasting(counter("sidelight.mesh.endpoint.failures", "sidelight_mesh_endpoint_failures_total", "{connection}",
 		"Those of them whose handshake failed.", "service", "service.namespace", "endpoint"))
+	MeshEndpoints = gauge("sidelight.mesh.service.endpoints", "sidelight_mesh_service_endpoints", "{endpoint}",
+		"Endpoints of a service by what they are on this node: eligible gets new connections, standby would if others did not, draining and unhealthy by their own health, ejected out of service for now, excluded never gets any from here. Of services that an endpoint was chosen for, and of those that lack one.",
+		"service", "service.namespace", "state")
 	MeshOut = gauge("sidelight.mesh.endpoint.out", "sidelight_mesh_endpoint_out", "",
 		"1 while an endpoint gets no connections: its own failed (outlier), or it does not answer (health_check).", "service", "service.namespace", "endpoint", "cause")
 	MeshEjections = lasting(counter("sidelight.mesh.ejections", "sidelight_mesh_ejections_total", "{ejection}",
@@ -184,6 +193,14 @@ var (
 		"Connections that count against a limit of a service or a workload: open ones and those that connect.", "limit")
 	MeshLimitConnecting = gauge("sidelight.mesh.limit.connecting", "sidelight_mesh_limit_connecting", "{connection}",
 		"Those of them that connect.", "limit")
+	MeshLimitMaxOpen = gauge("sidelight.mesh.limit.max_open", "sidelight_mesh_limit_max_open", "{connection}",
+		"How many may be open or connecting under a limit. Without such a bound there is no series.", "limit")
+	MeshLimitMaxConnecting = gauge("sidelight.mesh.limit.max_connecting", "sidelight_mesh_limit_max_connecting", "{connection}",
+		"How many of them may connect. Without such a bound there is no series.", "limit")
+	MeshLimitMaxRate = gauge("sidelight.mesh.limit.max_rate", "sidelight_mesh_limit_max_rate_per_second", "{connection}/s",
+		"How many may begin in a second. Without such a bound there is no series.", "limit")
+	MeshLimitBurst = gauge("sidelight.mesh.limit.burst", "sidelight_mesh_limit_burst", "{connection}",
+		"How many may begin at once after a rest, where there is a bound of those in a second.", "limit")
 	MeshLimitRejections = lasting(counter("sidelight.mesh.limit.rejections", "sidelight_mesh_limit_rejections_total", "{connection}",
 		"Connections that a limit refused, by what was at its bound: open, connecting or rate.", "limit", "cause"))
 	PolicyVerdicts = lasting(counter("sidelight.policy.verdicts", "sidelight_policy_verdicts_total", "{verdict}",

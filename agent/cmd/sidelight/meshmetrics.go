@@ -18,6 +18,7 @@ type meshReading struct {
 	loads     maps.Loads
 	verdicts  []maps.VerdictCount
 	endpoints []outlier.Stats
+	services  []*maps.Service // in force
 	guards    int
 }
 
@@ -25,7 +26,7 @@ type meshReading struct {
 func (m *meshSide) reading() (meshReading, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	r := meshReading{source: m.file.Status(), endpoints: m.outliers.Stats(), guards: m.guards}
+	r := meshReading{source: m.file.Status(), endpoints: m.outliers.Stats(), services: m.mesh.Services, guards: m.guards}
 	if m.kernel == nil { // released
 		return r, nil
 	}
@@ -48,6 +49,7 @@ func (v *values) addMesh(n *node) {
 	v.addSource(&r.source)
 	v.add(self.MeshGuarded, uint64(r.guards))
 	v.addLoads(&r.loads)
+	v.addServices(r.services, r.loads.Endpoints)
 	v.addOutliers(r.endpoints)
 	v.addVerdicts(r.verdicts)
 }
@@ -78,9 +80,37 @@ func (v *values) addLoads(l *maps.Loads) {
 		limit := &l.Limits[i]
 		v.add(self.MeshLimitOpen, limit.Open, limit.Limit)
 		v.add(self.MeshLimitConnecting, limit.Connecting, limit.Limit)
+		v.addBound(self.MeshLimitMaxOpen, limit.Bounds.MaxOpen, limit.Limit)
+		v.addBound(self.MeshLimitMaxConnecting, limit.Bounds.MaxConnecting, limit.Limit)
+		v.addBound(self.MeshLimitMaxRate, limit.Bounds.PerSecond, limit.Limit)
+		v.addBound(self.MeshLimitBurst, limit.Bounds.Burst, limit.Limit)
 		v.add(self.MeshLimitRejections, limit.RejectedOpen, limit.Limit, "open")
 		v.add(self.MeshLimitRejections, limit.RejectedConnecting, limit.Limit, "connecting")
 		v.add(self.MeshLimitRejections, limit.RejectedRate, limit.Limit, "rate")
+	}
+}
+
+// addBound adds nothing where nothing is bounded: a bound of 0 would be one that is always reached.
+func (v *values) addBound(m *self.Metric, bound uint32, limit string) {
+	if bound != 0 {
+		v.add(m, uint64(bound), limit)
+	}
+}
+
+// addServices tells of services that an endpoint was chosen for, as loads do, so that a mesh of which the node uses little has few series; and of those
+// that lack an endpoint, used or not.
+func (v *values) addServices(services []*maps.Service, loads []maps.EndpointLoad) {
+	used := make(map[model.Name]bool, len(loads))
+	for i := range loads {
+		used[loads[i].Service] = true
+	}
+	for _, s := range services {
+		if !used[s.Name] && !s.Endpoints.Lacks() {
+			continue
+		}
+		for _, state := range maps.EndpointStates() {
+			v.add(self.MeshEndpoints, uint64(s.Endpoints[state]), s.Name.Name, s.Name.Namespace, state.String())
+		}
 	}
 }
 

@@ -74,6 +74,8 @@ func (n *node) readSelf() self.Reading {
 	v.add(self.EdgesFolded, edges.Folded)
 	v.add(self.EdgesEvicted, edges.Evicted)
 	v.add(self.Edges, uint64(edges.Edges))
+	v.add(self.EdgesLimit, uint64(n.config.MaxEdges))
+	v.add(self.FollowedLimit, uint64(n.config.MaxConnections))
 	v.addMaps(n)
 	v.addBudget(n)
 	v.addMesh(n)
@@ -103,6 +105,9 @@ func (n *node) readSelf() self.Reading {
 	v.add(self.Dropped, meshreceiver.Dropped.Logs.Load(), "receiver", "log")
 	v.add(self.Dropped, meshreceiver.Dropped.Spans.Load(), "receiver", "span")
 	v.add(self.Dropped, meshreceiver.Dropped.DataPoints.Load(), "receiver", "data_point")
+	for signal, capacity := range n.collector.QueueCapacity() {
+		v.add(self.QueueCapacity, uint64(capacity), signal)
+	}
 	kinds := map[string]string{"logs": "log", "traces": "span", "metrics": "data_point"}
 	for signal, stats := range r.Export {
 		v.add(self.Exported, uint64(stats.Sent), signal)
