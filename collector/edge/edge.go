@@ -4,7 +4,6 @@ package edge
 
 import (
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -106,12 +105,16 @@ type Table struct {
 	// overflows is how many of the edges are overflow edges, which do not count towards the limit.
 	overflows int
 	aliases   *aliases
+	decisions Decisions
 }
 
 // NewTable returns a table of at most limit edges beside the overflow edges, one for each role.
 func NewTable(limit int) *Table {
 	start := time.Now()
-	return &Table{limit: limit, edges: make(map[Key]*entry), ends: make(map[ends]*entry), clock: func() time.Duration { return time.Since(start) }}
+	return &Table{
+		limit: limit, edges: make(map[Key]*entry), ends: make(map[ends]*entry), clock: func() time.Duration { return time.Since(start) },
+		decisions: newDecisions(),
+	}
 }
 
 // FoldAfter lets a full table make room for a new edge: the one that had no record for longest, and none for at least this time, and
@@ -139,6 +142,7 @@ func (t *Table) Consume(batch []enrich.Record) {
 			}
 		}
 		e.sums.add(r)
+		t.decisions.add(r)
 		t.touch(e, now)
 	}
 }
@@ -283,6 +287,7 @@ func (t *Table) Restore(of Snapshot) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.clock()
+	t.decisions.restore(&of.Decisions)
 	var folded []*Edge
 	for i := range of.Edges {
 		key, sums := of.Edges[i].Key, &of.Edges[i].Sums
@@ -309,11 +314,8 @@ func (t *Table) Restore(of Snapshot) {
 
 // sameBounds tells whether histograms can be added to those of a new edge.
 func (s *Sums) sameBounds() bool {
-	same := func(h *Histogram, bounds []float64) bool {
-		return slices.Equal(h.Bounds, bounds) && len(h.Classic) == len(bounds)+1 && len(h.Exemplars) == len(bounds)+1
-	}
-	return same(&s.ConnectDuration, LatencyBounds) && same(&s.FirstByteDuration, LatencyBounds) &&
-		same(&s.ConnectionDuration, DurationBounds) && same(&s.RTT, LatencyBounds)
+	return s.ConnectDuration.hasBounds(LatencyBounds) && s.FirstByteDuration.hasBounds(LatencyBounds) &&
+		s.ConnectionDuration.hasBounds(DurationBounds) && s.RTT.hasBounds(LatencyBounds)
 }
 
 // Counts are of the table itself.
@@ -335,14 +337,15 @@ type Snapshot struct {
 	Edges []Edge
 	// Gone are counters of edges that were folded into the overflow edge of their role, whose sums have them, for each name of KeepAliases of which there
 	// is another edge. They have the key of one such edge, and no histograms.
-	Gone []Edge
+	Gone      []Edge
+	Decisions Decisions
 }
 
 // Snapshot copies the table. The order of edges is arbitrary.
 func (t *Table) Snapshot() Snapshot {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s := Snapshot{Edges: make([]Edge, 0, len(t.edges)), Gone: t.aliases.snapshot()}
+	s := Snapshot{Edges: make([]Edge, 0, len(t.edges)), Gone: t.aliases.snapshot(), Decisions: t.decisions.clone()}
 	for key, e := range t.edges {
 		sums := &e.sums
 		copied := *sums

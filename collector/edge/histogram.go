@@ -63,6 +63,11 @@ func (h *Histogram) clone() Histogram {
 	return copied
 }
 
+// hasBounds tells whether another histogram with these bounds can be added to it.
+func (h *Histogram) hasBounds(bounds []float64) bool {
+	return slices.Equal(h.Bounds, bounds) && len(h.Classic) == len(bounds)+1 && len(h.Exemplars) == len(bounds)+1
+}
+
 // Observe counts one value. Negative values count as zero: they come from nowhere but a clock error.
 func (h *Histogram) Observe(value float64, from *connection.Event) {
 	h.Count++

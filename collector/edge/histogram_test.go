@@ -19,7 +19,7 @@ func observe(h *Histogram, values ...float64) {
 }
 
 func TestClassicBucketsIncludeTheirUpperBound(t *testing.T) {
-	for _, bounds := range [][]float64{LatencyBounds, DurationBounds} {
+	for _, bounds := range [][]float64{LatencyBounds, DurationBounds, DecisionBounds} {
 		if !slices.IsSorted(bounds) {
 			t.Errorf("bounds are not sorted: %v", bounds)
 		}

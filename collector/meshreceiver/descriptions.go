@@ -19,4 +19,5 @@ var descriptions = map[string]string{
 	"sidelight.tcp.first_byte.duration":          "Time from the end of the handshake to the first byte received, of connections that ended; clients only.",
 	"sidelight.tcp.connection.duration":          "Life of connections that ended, from connect() or accept to the end of TCP.",
 	"sidelight.tcp.rtt":                          "Smoothed round-trip time at the end of connections.",
+	"sidelight.mesh.decision.duration":           "Time that the mesh took to decide a connect, whether it let it through or refused it; clients only.",
 }

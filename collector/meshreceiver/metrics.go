@@ -48,6 +48,7 @@ func newMetrics(settings *Settings, snapshot edge.Snapshot, now time.Time) pmetr
 	b.histogram("sidelight.tcp.first_byte.duration", clients(func(s *edge.Sums) *edge.Histogram { return &s.FirstByteDuration }))
 	b.histogram("sidelight.tcp.connection.duration", each(func(s *edge.Sums) *edge.Histogram { return &s.ConnectionDuration }))
 	b.histogram("sidelight.tcp.rtt", each(func(s *edge.Sums) *edge.Histogram { return &s.RTT }))
+	b.decisions(&snapshot.Decisions)
 	appendSelf(scope.Metrics(), own, b.now)
 	// Backends complain of a metric without a point, such as failures while there are none.
 	scope.Metrics().RemoveIf(func(m pmetric.Metric) bool {
@@ -155,21 +156,34 @@ func (b *builder) histogram(name string, value pick[*edge.Histogram]) {
 			continue
 		}
 		point := h.DataPoints().AppendEmpty()
-		point.SetStartTimestamp(pcommon.Timestamp(b.edges[i].Sums.SinceUnixNS))
-		point.SetTimestamp(b.now)
 		edgeAttributes(point.Attributes(), b.edges[i].Key)
-		point.SetCount(v.Count)
-		point.SetSum(v.Sum)
-		point.ExplicitBounds().FromRaw(v.Bounds)
-		point.BucketCounts().FromRaw(v.Classic)
-		for _, x := range v.Exemplars {
-			if x.AtNS != 0 {
-				exemplar := point.Exemplars().AppendEmpty()
-				exemplar.SetTraceID(pcommon.TraceID(x.TraceID))
-				exemplar.SetSpanID(pcommon.SpanID(x.SpanID))
-				exemplar.SetTimestamp(pcommon.Timestamp(b.clock.WallNS(x.AtNS)))
-				exemplar.SetDoubleValue(x.Value)
-			}
+		b.observations(point, v, b.edges[i].Sums.SinceUnixNS)
+	}
+}
+
+// decisions are of the node, so their histogram has no attributes.
+func (b *builder) decisions(d *edge.Decisions) {
+	h := b.metric("sidelight.mesh.decision.duration", "s").SetEmptyHistogram()
+	h.SetAggregationTemporality(pmetric.AggregationTemporalityCumulative)
+	if d.SinceUnixNS != 0 {
+		b.observations(h.DataPoints().AppendEmpty(), &d.Duration, d.SinceUnixNS)
+	}
+}
+
+func (b *builder) observations(point pmetric.HistogramDataPoint, of *edge.Histogram, sinceUnixNS int64) {
+	point.SetStartTimestamp(pcommon.Timestamp(sinceUnixNS))
+	point.SetTimestamp(b.now)
+	point.SetCount(of.Count)
+	point.SetSum(of.Sum)
+	point.ExplicitBounds().FromRaw(of.Bounds)
+	point.BucketCounts().FromRaw(of.Classic)
+	for _, x := range of.Exemplars {
+		if x.AtNS != 0 {
+			exemplar := point.Exemplars().AppendEmpty()
+			exemplar.SetTraceID(pcommon.TraceID(x.TraceID))
+			exemplar.SetSpanID(pcommon.SpanID(x.SpanID))
+			exemplar.SetTimestamp(pcommon.Timestamp(b.clock.WallNS(x.AtNS)))
+			exemplar.SetDoubleValue(x.Value)
 		}
 	}
 }

@@ -40,6 +40,7 @@ type View struct {
 	open, connecting, oldest                                    *prometheus.Desc
 	sent, received, retransmits, synRetransmits                 *prometheus.Desc
 	connectDuration, firstByteDuration, connectionDuration, rtt *prometheus.Desc
+	decisionDuration                                            *prometheus.Desc
 
 	istio *istio // nil: off
 }
@@ -64,6 +65,8 @@ func New(edges func() edge.Snapshot, clock func() connection.Clock) *View {
 		firstByteDuration:  desc("first_byte_duration_seconds", "Time from the end of the handshake to the first byte received, of connections that ended; clients only."),
 		connectionDuration: desc("connection_duration_seconds", "Life of connections that ended, from connect() or accept to the end of TCP."),
 		rtt:                desc("rtt_seconds", "Smoothed round-trip time at the end of connections."),
+		decisionDuration: prometheus.NewDesc("sidelight_mesh_decision_duration_seconds",
+			"Time that the mesh took to decide a connect, whether it let it through or refused it; clients only.", nil, nil),
 	}
 }
 
@@ -81,6 +84,7 @@ func (v *View) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		v.attempts, v.established, v.adopted, v.failures, v.closed, v.open, v.connecting, v.oldest, v.sent, v.received, v.retransmits,
 		v.synRetransmits, v.connectDuration, v.firstByteDuration, v.connectionDuration, v.rtt,
+		v.decisionDuration,
 	} {
 		ch <- d
 	}
@@ -128,6 +132,9 @@ func (v *View) Collect(ch chan<- prometheus.Metric) {
 		counter(v.synRetransmits, s.SYNRetransmits)
 		v.histogram(ch, v.connectionDuration, &s.ConnectionDuration, clock, since, values)
 		v.histogram(ch, v.rtt, &s.RTT, clock, since, values)
+	}
+	if d := &snapshot.Decisions; d.SinceUnixNS != 0 {
+		ch <- &histogram{desc: v.decisionDuration, histogram: histogramProto(&d.Duration, clock, time.Unix(0, d.SinceUnixNS))}
 	}
 	if v.istio != nil {
 		v.istio.collect(ch, snapshot)

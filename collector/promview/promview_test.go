@@ -120,6 +120,7 @@ func TestFamiliesAreThoseOfTheTable(t *testing.T) {
 	input := fixture.Load(t, "testdata/edges/records.yaml")
 	edges := edge.NewTable(input.MaxEdges)
 	edges.Consume(input.Records)
+	edges.Consume(fixture.Load(t, "testdata/mesh/records.yaml").Records)
 	registry.MustRegister(New(edges.Snapshot, clock))
 	registry.MustRegister(NewSelf(one))
 	families, err := registry.Gather()

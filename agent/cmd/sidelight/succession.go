@@ -97,6 +97,8 @@ type savedSums struct {
 	Agents   uint64      `json:"agents"`    // how many there were, with the one that wrote it
 	Edges    []edge.Edge `json:"edges"`
 	Gone     []edge.Edge `json:"gone,omitempty"` // of edge.Snapshot
+	// Decisions are the zero value of a version before there were any.
+	Decisions edge.Decisions `json:"decisions"`
 }
 
 func (s *succession) statePath() string { return filepath.Join(s.n.config.StateDirectory, stateFile) }
@@ -115,14 +117,16 @@ func (s *succession) restore() {
 	case err != nil:
 		s.n.logger.Warn("counters begin anew", "error", fmt.Errorf("read the sums of the agent before: %w", err))
 	case s.ended && saved.Boot == s.n.bootID && saved.DataPath == s.n.datapath.ID() && saved.Agents == s.agents:
-		s.n.edges.Restore(edge.Snapshot{Edges: saved.Edges, Gone: saved.Gone})
+		s.n.edges.Restore(edge.Snapshot{Edges: saved.Edges, Gone: saved.Gone, Decisions: saved.Decisions})
 	}
 }
 
 // save writes the sums for the next agent.
 func (s *succession) save() error {
 	sums := s.n.edges.Snapshot()
-	text, err := json.Marshal(savedSums{Boot: s.n.bootID, DataPath: s.n.datapath.ID(), Agents: s.agents + 1, Edges: sums.Edges, Gone: sums.Gone})
+	text, err := json.Marshal(savedSums{
+		Boot: s.n.bootID, DataPath: s.n.datapath.ID(), Agents: s.agents + 1, Edges: sums.Edges, Gone: sums.Gone, Decisions: sums.Decisions,
+	})
 	if err == nil {
 		err = os.MkdirAll(s.n.config.StateDirectory, 0o700)
 	}
