@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"os/exec"
@@ -9,7 +10,9 @@ import (
 	"testing"
 )
 
-// meshSeries are those of the mesh that a scrape has, with their labels.
+const decisionDuration = "sidelight_mesh_decision_duration_seconds"
+
+// meshSeries are those of the mesh that a scrape has, with their labels, but for times: of those to decide it is how many there are.
 func meshSeries(t *testing.T, a *agent) map[string]string {
 	t.Helper()
 	text, err := a.scrape()
@@ -25,7 +28,8 @@ func meshSeries(t *testing.T, a *agent) map[string]string {
 			name += "}"
 		}
 		for _, prefix := range []string{"sidelight_config_", "sidelight_mesh_", "sidelight_policy_", "sidelight_self_refused_"} {
-			if ok && strings.HasPrefix(name, prefix) && !strings.HasPrefix(name, "sidelight_config_last_accepted") {
+			if ok && strings.HasPrefix(name, prefix) && !strings.HasPrefix(name, "sidelight_config_last_accepted") &&
+				(!strings.HasPrefix(name, decisionDuration) || name == decisionDuration+"_count") {
 				series[name] = value
 			}
 		}
@@ -94,6 +98,7 @@ func TestMeshMetrics(t *testing.T) {
 		`sidelight_mesh_guarded_namespaces`:                                                   "1",
 		`sidelight_mesh_limit_open{limit="service demo/shop"}`:                                "0",
 		`sidelight_mesh_limit_connecting{limit="service demo/shop"}`:                          "0",
+		`sidelight_mesh_limit_max_open{limit="service demo/shop"}`:                            "5",
 		`sidelight_mesh_limit_rejections_total{cause="open",limit="service demo/shop"}`:       "0",
 		`sidelight_mesh_limit_rejections_total{cause="connecting",limit="service demo/shop"}`: "0",
 		`sidelight_mesh_limit_rejections_total{cause="rate",limit="service demo/shop"}`:       "0",
@@ -107,6 +112,13 @@ func TestMeshMetrics(t *testing.T) {
 	w.expect("web", web.do(meshOrder{To: to(serviceV4(1), 80), Count: 4, Hold: true}), only(serverV4(1), 4), nil)
 	w.expect("web", web.do(meshOrder{To: to(serviceV6(1), 80), Count: 3, Hold: true}), only(serverV6(1), 1), only("ECONNREFUSED", 2))
 	w.expect("rogue", rogue.do(meshOrder{To: to(serviceV4(1), 80), Count: 3}), nil, only("EPERM", 3))
+	endpoints := func(service string, counts map[string]string) {
+		for _, state := range []string{"eligible", "standby", "draining", "unhealthy", "ejected", "excluded"} {
+			want[fmt.Sprintf(`sidelight_mesh_service_endpoints{service="%s",service_namespace="demo",state="%s"}`, service, state)] = cmp.Or(counts[state], "0")
+		}
+	}
+	endpoints("shop", map[string]string{"eligible": "1"})
+	want[decisionDuration+"_count"] = "10"
 	of := func(service, endpoint string) string {
 		return fmt.Sprintf(`{endpoint="demo/%s",service="%s",service_namespace="demo"}`, endpoint, service)
 	}
@@ -128,6 +140,8 @@ func TestMeshMetrics(t *testing.T) {
 	}
 
 	// Every other one fails, until that endpoint is out.
+	endpoints("flaky", map[string]string{"eligible": "1", "ejected": "1"})
+	want[decisionDuration+"_count"] = "16"
 	w.expect("web", web.do(meshOrder{To: to(serviceV4(2), 80), Count: 6}), only(serverV4(3), 3), only("ECONNREFUSED", 3))
 	maps.Copy(want, map[string]string{
 		`sidelight_mesh_picks_total` + of("flaky", "good"):                                                             "3",
@@ -149,10 +163,22 @@ func TestMeshMetrics(t *testing.T) {
 	maps.Copy(want, map[string]string{`sidelight_mesh_endpoint_open` + of("shop", "shop-1"): "0", `sidelight_mesh_limit_open{limit="service demo/shop"}`: "0"})
 	w.wantSeries("nothing open", want)
 
-	// Without IPv6 the endpoint has one backend less, and what that one counted is not lost.
-	w.change(metricsMesh(strings.Replace(serviceYAML("shop", 1, ", limits: {maxConnections: 5}"), `, "`+serviceV6(1)+`"`, "", 1)))
+	// Without IPv6 the endpoint has one backend less, and what that one counted is not lost. The limit has other bounds, and nobody has used the two services
+	// that are new: one has no endpoint, and tells.
+	const limits = "maxConnecting: 3, connectionsPerSecond: 7, burst: 9"
+	w.change(metricsMesh(strings.Replace(serviceYAML("shop", 1, ", limits: {"+limits+"}"), `, "`+serviceV6(1)+`"`, "", 1)) +
+		serviceYAML("nobody", 3, "") + serviceYAML("quiet", 4, "") + `---
+apiVersion: sidelight.io/v1alpha1
+kind: Endpoint
+metadata: {name: quiet-1, namespace: demo}
+spec: {service: quiet, addresses: [127.0.1.3]}
+`)
+	endpoints("nobody", nil)
+	delete(want, `sidelight_mesh_limit_max_open{limit="service demo/shop"}`)
 	maps.Copy(want, map[string]string{
-		`sidelight_config_generation`: "2", `sidelight_config_inputs_total{result="accepted"}`: "2", `sidelight_config_in_force`: "1",
+		`sidelight_mesh_limit_max_connecting{limit="service demo/shop"}`: "3", `sidelight_mesh_limit_max_rate_per_second{limit="service demo/shop"}`: "7",
+		`sidelight_mesh_limit_burst{limit="service demo/shop"}`: "9",
+		`sidelight_config_generation`:                           "2", `sidelight_config_inputs_total{result="accepted"}`: "2", `sidelight_config_in_force`: "1",
 	})
 	w.wantSeries("another mesh", want)
 	w.finish()

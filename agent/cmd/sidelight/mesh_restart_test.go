@@ -263,3 +263,30 @@ func TestMeshEjectionsLast(t *testing.T) {
 	}
 	l.stop()
 }
+
+// TestDecisionsLast has the count of decisions go on with the next agent, which reads what was decided without one.
+func TestDecisionsLast(t *testing.T) {
+	w := newMeshWorld(t, "client", "server")
+	w.servers("server", serverV4(1))
+	w.write(serviceYAML("shop", 1, "") + endpointsYAML("shop", ""))
+	l := newLasting(t, w.cgroup, "--mesh", w.file)
+	l.restart()
+	c := w.client("client")
+	connect := func(n int) {
+		t.Helper()
+		w.expect("the client", c.do(meshOrder{To: to(serviceV4(1), 80), Count: n}), only(serverV4(1), n), nil)
+	}
+	want := func(when string, n uint64) {
+		t.Helper()
+		eventually(t, when, l.wants(map[string]uint64{decisionDuration + "_count": n, decisionDuration + `_bucket{le="+Inf"}`: n}))
+	}
+	connect(20)
+	want("with one agent", 20)
+	l.stop()
+	connect(30)
+	l.restart()
+	want("with the next one", 50)
+	connect(5)
+	want("with more", 55)
+	l.stop()
+}
