@@ -12,6 +12,7 @@ import (
 	"github.com/sidelight-mesh/sidelight/agent/account"
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/agent/enrich"
+	agentmaps "github.com/sidelight-mesh/sidelight/agent/maps"
 	"github.com/sidelight-mesh/sidelight/agent/outlier"
 	"github.com/sidelight-mesh/sidelight/agent/pipeline"
 	"github.com/sidelight-mesh/sidelight/collector/edge"
@@ -214,6 +215,7 @@ func (a *agent) reading() self.Reading {
 	add(self.EdgesFolded, counts.Folded)
 	add(self.EdgesEvicted, counts.Evicted)
 	add(self.Edges, uint64(counts.Edges))
+	add(self.EdgesLimit, 1000)
 	a.budget(add, share, trouble)
 	a.mesh(add, share, trouble)
 	a.account(add, trouble)
@@ -225,6 +227,7 @@ func (a *agent) reading() self.Reading {
 	for _, signal := range []string{"logs", "traces", "metrics"} {
 		add(self.Exported, a.closes-sampled, signal)
 		add(self.Queued, trouble, signal)
+		add(self.QueueCapacity, 800, signal)
 	}
 	for _, d := range [][2]string{{"access_log", "log"}, {"receiver_queue", "span"}, {"exporter", "data_point"}} {
 		add(self.Dropped, 0, d[0], d[1])
@@ -265,6 +268,7 @@ func (a *agent) mesh(add func(*self.Metric, uint64, ...string), share func(*self
 		add(self.MeshOpen, n.open, attributes...)
 		add(self.MeshFailures, n.failed, attributes...)
 	}
+	a.services(add, trouble)
 	flaky := []string{"flaky", "shop", "shop/flaky-1"}
 	if trouble > 0 {
 		add(self.MeshOut, 1, append(flaky, outlier.Outlier.String())...)
@@ -276,6 +280,10 @@ func (a *agent) mesh(add func(*self.Metric, uint64, ...string), share func(*self
 	const limit = "service shop/narrow"
 	add(self.MeshLimitOpen, 1, limit)
 	add(self.MeshLimitConnecting, 0, limit)
+	add(self.MeshLimitMaxOpen, 4, limit)
+	add(self.MeshLimitMaxConnecting, 2, limit)
+	add(self.MeshLimitMaxRate, 5, limit)
+	add(self.MeshLimitBurst, 10, limit)
 	add(self.MeshLimitRejections, a.rejected[limit], limit, "open")
 	add(self.MeshLimitRejections, 0, limit, "connecting")
 	add(self.MeshLimitRejections, 0, limit, "rate")
@@ -284,10 +292,26 @@ func (a *agent) mesh(add func(*self.Metric, uint64, ...string), share func(*self
 	}
 }
 
+// services have the endpoints that the flows go to; of cart one more drains and one is on standby.
+func (a *agent) services(add func(*self.Metric, uint64, ...string), trouble uint64) {
+	ejected := min(trouble, 1)
+	for service, counts := range map[string]agentmaps.EndpointCounts{
+		"cart":   {agentmaps.StateEligible: 2, agentmaps.StateStandby: 1, agentmaps.StateDraining: 1},
+		"narrow": {agentmaps.StateEligible: 1},
+		"flaky":  {agentmaps.StateEligible: 2 - uint32(ejected), agentmaps.StateEjected: uint32(ejected)},
+		"empty":  {},
+	} {
+		for _, state := range agentmaps.EndpointStates() {
+			add(self.MeshEndpoints, uint64(counts[state]), service, "shop", state.String())
+		}
+	}
+}
+
 func (a *agent) account(add func(*self.Metric, uint64, ...string), trouble uint64) {
 	user := account.User{Decoded: a.kernel.Submitted}
 	add(self.Unaccounted, account.New(a.kernel, a.kernel, user).Unaccounted)
 	add(self.Followed, uint64(a.kernel.Live()))
+	add(self.FollowedLimit, 1000)
 	client, server := connection.Client.String(), connection.Server.String()
 	add(self.Kernel, a.kernel.Attempts, client, "attempted")
 	add(self.Kernel, a.kernel.Failed, client, "failed")

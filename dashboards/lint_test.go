@@ -228,6 +228,9 @@ func (l *linter) link(p *grafanaPanel, text string) {
 	}
 }
 
+// nodes are the beginnings of names of what the mesh tells of a node, and not of services.
+var nodes = regexp.MustCompile(`^sidelight_mesh_(limit|guarded|decision)_`)
+
 // mustMatch are the variables that every query has to go by, by the beginning of a metric's name: what is chosen must not be ignored.
 func (l *linter) mustMatch(metric string) []string {
 	need := []string{"cluster"}
@@ -236,7 +239,7 @@ func (l *linter) mustMatch(metric string) []string {
 			continue
 		}
 		edge := strings.HasPrefix(metric, "sidelight_tcp_")
-		byService := edge || strings.HasPrefix(metric, "sidelight_mesh_") && !strings.Contains(metric, "limit") && !strings.Contains(metric, "guarded")
+		byService := edge || strings.HasPrefix(metric, "sidelight_mesh_") && !nodes.MatchString(metric)
 		switch {
 		case (name == "namespace" || name == "workload") && !edge, name == "service" && !byService:
 		default:

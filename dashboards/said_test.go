@@ -152,6 +152,15 @@ func TestPanelsSayWhatTheStreamImplies(t *testing.T) {
 	const events = closes + (connects - 0.1 - 0.1 - 1./30) + established + accepted
 	// As in the table above, and at servers: cart-1, cart-2, flaky-2 and web from web, narrow-1 from greedy, from outside to web and cart-1, from the office.
 	const edges = 11 + 7
+	// Decisions: empty takes 200 ns, narrow 300 and 400, flaky 700, cart 800, and to deny the intruder 3 us.
+	const decided = 1./30 + 0.2 + 0.6 + 1 + 0.1
+	ofServices := func(cart, narrow, flaky, empty float64) map[string]float64 {
+		return map[string]float64{
+			`{service="cart", service_namespace="shop"}`: cart, `{service="narrow", service_namespace="shop"}`: narrow,
+			`{service="flaky", service_namespace="shop"}`: flaky, `{service="empty", service_namespace="shop"}`: empty,
+		}
+	}
+	limited := func(v float64) map[string]float64 { return map[string]float64{`{limit="service shop/narrow"}`: v} }
 	said := []said{
 		{file: "overview.json", panel: "Connects", ref: "A", want: one(connects), only: true},
 		{file: "overview.json", panel: "Failed", ref: "A", want: one(failures / connects), only: true},
@@ -237,6 +246,13 @@ func TestPanelsSayWhatTheStreamImplies(t *testing.T) {
 		{file: "service.json", panel: "Endpoints", ref: "D", set: flaky, want: map[string]float64{`{endpoint="shop/flaky-1"}`: 1}, only: true},
 		{file: "service.json", panel: "Open and connecting against the limit", ref: "A", set: narrow, want: node(1), only: true},
 		{file: "service.json", panel: "Open and connecting against the limit", ref: "B", set: narrow, want: node(0), only: true},
+		{file: "service.json", panel: "Open and connecting against the limit", ref: "C", set: narrow, want: one(4), only: true},
+		{file: "service.json", panel: "Open and connecting against the limit", ref: "D", set: narrow, want: one(2), only: true},
+		{file: "service.json", panel: "Endpoints by state", ref: "A", set: cart, want: one(2), only: true},
+		{file: "service.json", panel: "Endpoints by state", ref: "A", set: flaky, want: one(1), only: true},
+		{file: "service.json", panel: "Endpoints by state", ref: "B", set: cart, only: true, want: map[string]float64{
+			`{state="standby"}`: 1, `{state="draining"}`: 1, `{state="unhealthy"}`: 0, `{state="ejected"}`: 0, `{state="excluded"}`: 0,
+		}},
 		{file: "service.json", panel: "Refused by a limit", ref: "A", set: narrow, only: true, want: map[string]float64{
 			`{cause="open"}`: 0.1, `{cause="connecting"}`: 0, `{cause="rate"}`: 0,
 		}},
@@ -347,6 +363,28 @@ func TestPanelsSayWhatTheStreamImplies(t *testing.T) {
 		}},
 		{file: "decisions.json", panel: "What counts against limits", ref: "A", want: map[string]float64{`{instance="node1:9464", limit="service shop/narrow"}`: 1}, only: true},
 		{file: "decisions.json", panel: "What counts against limits", ref: "B", want: map[string]float64{`{instance="node1:9464", limit="service shop/narrow"}`: 0}, only: true},
+		{file: "decisions.json", panel: "Fill of limits", ref: "A", want: limited(1. / 4), only: true},
+		{file: "decisions.json", panel: "Fill of limits", ref: "B", want: limited(0), only: true},
+		{file: "decisions.json", panel: "Bounds of limits", ref: "A", want: limited(4), only: true},
+		{file: "decisions.json", panel: "Bounds of limits", ref: "B", want: limited(2), only: true},
+		{file: "decisions.json", panel: "Bounds of limits", ref: "C", want: limited(5), only: true},
+		{file: "decisions.json", panel: "Bounds of limits", ref: "D", want: limited(10), only: true},
+		{file: "decisions.json", panel: "Share of endpoints that serve", ref: "A", only: true, want: map[string]float64{
+			`{service="cart", service_namespace="shop"}`: 1, `{service="narrow", service_namespace="shop"}`: 1, `{service="flaky", service_namespace="shop"}`: 0.5,
+		}},
+		{file: "decisions.json", panel: "Eligible endpoints", ref: "A", want: ofServices(2, 1, 1, 0), only: true},
+		{file: "decisions.json", panel: "Services by the states of their endpoints", ref: "A", want: ofServices(2, 1, 1, 0), only: true},
+		{file: "decisions.json", panel: "Services by the states of their endpoints", ref: "B", want: ofServices(1, 0, 0, 0), only: true},
+		{file: "decisions.json", panel: "Services by the states of their endpoints", ref: "C", want: ofServices(1, 0, 0, 0), only: true},
+		{file: "decisions.json", panel: "Services by the states of their endpoints", ref: "D", want: ofServices(0, 0, 0, 0), only: true},
+		{file: "decisions.json", panel: "Services by the states of their endpoints", ref: "E", want: ofServices(0, 0, 1, 0), only: true},
+		{file: "decisions.json", panel: "Services by the states of their endpoints", ref: "F", want: ofServices(0, 0, 0, 0), only: true},
+		{file: "decisions.json", panel: "Time to decide", ref: "A", want: one(within(0.5, decided, 500e-9, 1e-6, 1./30+0.2, 1.6)), only: true},
+		{file: "decisions.json", panel: "Time to decide", ref: "B", want: one(within(0.9, decided, 500e-9, 1e-6, 1./30+0.2, 1.6)), only: true},
+		{file: "decisions.json", panel: "Time to decide", ref: "C", want: one(within(0.99, decided, 2.5e-6, 5e-6, 1./30+1.8, 0.1)), only: true},
+		{file: "decisions.json", panel: "Times to decide", ref: "A", want: all(map[string]float64{
+			`{le="2.5e-07"}`: 1. / 30, `{le="5e-07"}`: 1./30 + 0.2, `{le="1e-06"}`: 1./30 + 1.8, `{le="2.5e-06"}`: 1./30 + 1.8, `{le="5e-06"}`: decided, `{le="+Inf"}`: decided,
+		}, window)},
 		{file: "decisions.json", panel: "Refused by limits", ref: "A", only: true, want: map[string]float64{
 			`{cause="open", limit="service shop/narrow"}`: 0.1, `{cause="connecting", limit="service shop/narrow"}`: 0, `{cause="rate", limit="service shop/narrow"}`: 0,
 		}},
@@ -397,6 +435,11 @@ func TestPanelsSayWhatTheStreamImplies(t *testing.T) {
 		{file: "sidelight.json", panel: "Waiting for backends, by node", ref: "A", only: true, want: map[string]float64{
 			`{instance="node1:9464", signal="logs"}`: 600, `{instance="node1:9464", signal="traces"}`: 600, `{instance="node1:9464", signal="metrics"}`: 600,
 		}},
+		{file: "sidelight.json", panel: "Fill of export queues", ref: "A", only: true, want: map[string]float64{
+			`{instance="node1:9464", signal="logs"}`: 600. / 800, `{instance="node1:9464", signal="traces"}`: 600. / 800, `{instance="node1:9464", signal="metrics"}`: 600. / 800,
+		}},
+		{file: "sidelight.json", panel: "Fill of edges and of followed connections", ref: "A", want: one(edges / 1000.), only: true},
+		{file: "sidelight.json", panel: "Fill of edges and of followed connections", ref: "B", want: one((3 + 3 + 2) / 1000.), only: true},
 		{file: "sidelight.json", panel: "Taken by backends", ref: "A", only: true, want: map[string]float64{
 			`{signal="logs"}`: closes - 1, `{signal="traces"}`: closes - 1, `{signal="metrics"}`: closes - 1,
 		}},

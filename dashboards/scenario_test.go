@@ -54,26 +54,27 @@ type flow struct {
 	rule, dryRule *enrich.Rule
 	verdict, dry  connection.Verdict
 	limit         string
+	decide        uint32 // ns that it took the mesh, at the client
 }
 
 var flows = []flow{
 	{
 		every: time.Second, client: web, servers: []*enrich.Workload{cart1, cart1, cart1, cart2}, service: shop("cart"), clientHere: true, serverHere: true,
 		handshake: 2 * time.Millisecond, firstByte: 8 * time.Millisecond, life: 1500 * time.Millisecond, sent: 500, received: 2000,
-		rtt: 1500 * time.Microsecond, retransmits: 1, resetEach: 20, rule: &enrich.Rule{Policy: "shop/cart"}, verdict: connection.VerdictAllow,
+		rtt: 1500 * time.Microsecond, retransmits: 1, resetEach: 20, rule: &enrich.Rule{Policy: "shop/cart"}, verdict: connection.VerdictAllow, decide: 800,
 	},
 	{every: 5 * time.Second, client: web, servers: []*enrich.Workload{database}, clientHere: true, reason: connection.Refused, handshake: time.Millisecond},
 	{
 		every: 10 * time.Second, client: greedy, servers: []*enrich.Workload{narrow1}, service: shop("narrow"), clientHere: true, serverHere: true,
-		handshake: time.Millisecond, firstByte: 2 * time.Millisecond, life: 4 * time.Second, sent: 100, received: 100, rtt: time.Millisecond,
+		handshake: time.Millisecond, firstByte: 2 * time.Millisecond, life: 4 * time.Second, sent: 100, received: 100, rtt: time.Millisecond, decide: 400,
 	},
 	{
 		every: 10 * time.Second, first: 2 * time.Second, client: greedy, servers: []*enrich.Workload{external}, service: shop("narrow"), clientHere: true,
-		reason: connection.CircuitOpen, handshake: decides, refused: true, limit: "service shop/narrow",
+		reason: connection.CircuitOpen, handshake: decides, refused: true, limit: "service shop/narrow", decide: 300,
 	},
 	{
 		every: 10 * time.Second, first: 3 * time.Second, client: intruder, servers: []*enrich.Workload{cart1}, service: shop("cart"), clientHere: true,
-		reason: connection.Denied, handshake: decides, refused: true, rule: &enrich.Rule{Policy: "shop/no-intruders"}, verdict: connection.VerdictDeny,
+		reason: connection.Denied, handshake: decides, refused: true, rule: &enrich.Rule{Policy: "shop/no-intruders"}, verdict: connection.VerdictDeny, decide: 3000,
 	},
 	{
 		every: 10 * time.Second, first: 4 * time.Second, client: external, servers: []*enrich.Workload{cart1}, serverHere: true,
@@ -81,7 +82,7 @@ var flows = []flow{
 	},
 	{
 		every: 30 * time.Second, client: web, servers: []*enrich.Workload{external}, service: shop("empty"), clientHere: true,
-		reason: connection.NoEndpoint, handshake: decides, refused: true,
+		reason: connection.NoEndpoint, handshake: decides, refused: true, decide: 200,
 	},
 	{
 		every: 2 * time.Second, client: external, servers: []*enrich.Workload{web}, serverHere: true, handshake: 20 * time.Millisecond,
@@ -102,11 +103,11 @@ var flows = []flow{
 	},
 	{
 		every: 10 * time.Second, first: time.Second, client: web, servers: []*enrich.Workload{flaky1}, service: shop("flaky"), clientHere: true,
-		handshake: time.Millisecond, reason: connection.Refused,
+		handshake: time.Millisecond, reason: connection.Refused, decide: 700,
 	},
 	{
 		every: 2 * time.Second, first: time.Second, client: web, servers: []*enrich.Workload{flaky2}, service: shop("flaky"), clientHere: true, serverHere: true,
-		handshake: time.Millisecond, firstByte: time.Millisecond, life: time.Second, sent: 50, received: 50, rtt: time.Millisecond,
+		handshake: time.Millisecond, firstByte: time.Millisecond, life: time.Second, sent: 50, received: 50, rtt: time.Millisecond, decide: 700,
 	},
 }
 
@@ -184,6 +185,9 @@ func (f *flow) connection(cookie uint64, n int, at time.Duration) []told {
 		if decision != nil || f.verdict != connection.VerdictNone {
 			e.Flags |= connection.Decided
 			e.Decision = connection.Decision{Original: serverAddr, Verdict: f.verdict, DryVerdict: f.dry, DecisionNS: uint32(decides)}
+		}
+		if role == connection.Client {
+			e.Decision.DecisionNS = f.decide
 		}
 		if f.refused {
 			e.Flags |= connection.RefusedHere

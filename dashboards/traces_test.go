@@ -496,7 +496,11 @@ func (f *flow) impliedTrace(n int, at time.Duration) string {
 			a["sidelight.refused_by_mesh"] = true
 		}
 		if f.service != nil || f.rule != nil || f.dryRule != nil {
-			a["sidelight.decision_ns"], a["sidelight.original_destination"] = int64(decides), fmt.Sprintf("10.0.1.%d:8080", n%len(f.servers))
+			took := int64(decides)
+			if role == connection.Client {
+				took = int64(f.decide)
+			}
+			a["sidelight.decision_ns"], a["sidelight.original_destination"] = took, fmt.Sprintf("10.0.1.%d:8080", n%len(f.servers))
 		}
 		if reason != connection.OK {
 			a["error.type"] = reason.String()

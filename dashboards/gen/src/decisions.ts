@@ -1,10 +1,12 @@
 // Mesh decisions: which endpoints were chosen, which are out of service, what limits and policies refused.
-import { build, rate, seriesPanel, statPanel, sum, tablePanel, units, variable } from './model';
-import { cluster, node, on } from './edges';
+import { build, heatPanel, rate, seriesPanel, statPanel, sum, tablePanel, units, variable } from './model';
+import { cluster, limitFill, node, on, quantiles, serving } from './edges';
 
 const of = (metric: string, ...more: string[]) =>
   on(metric, 'service_namespace=~"$service_namespace"', 'service=~"$service"', ...more);
 const endpoint = ['service_namespace', 'service', 'endpoint'];
+const endpoints = (states: string) => of('sidelight_mesh_service_endpoints', `state=~"${states}"`);
+const ofService = ['service_namespace', 'service'];
 const picks = rate(of('sidelight_mesh_picks_total'));
 const verdicts = (...more: string[]) => rate(on('sidelight_policy_verdicts_total', ...more));
 const refusals = 'reason=~"denied|no_endpoint|circuit_open|rate_limited"';
@@ -140,6 +142,53 @@ export const decisions = build({
       ],
     },
     {
+      title: 'Endpoints of services',
+      height: 8,
+      lines: [
+        [
+          [
+            seriesPanel({
+              title: 'Share of endpoints that serve',
+              description:
+                'Of the endpoints of a service that could serve a node those that get its connections, or would if others did not; on the node where that is least.' +
+                ' What drains, and what never gets any from there, is in neither.',
+              unit: units.PercentUnit,
+              queries: [{ expr: `min by (service_namespace, service) (${serving(of, ...ofService)})`, legend: '{{service_namespace}} {{service}}' }],
+              max: 1,
+            }),
+            8,
+          ],
+          [
+            seriesPanel({
+              title: 'Eligible endpoints',
+              description: 'Endpoints that get new connections, on the node where they are fewest. At 0 the next connect there is refused.',
+              unit: units.Short,
+              queries: [{ expr: `min by (service_namespace, service) (${endpoints('eligible')})`, legend: '{{service_namespace}} {{service}}' }],
+              stepped: true,
+            }),
+            8,
+          ],
+          [
+            tablePanel({
+              title: 'Services by the states of their endpoints',
+              description: 'Eligible on the node where they are fewest, the others where they are most. Services that an endpoint was chosen for, and those that lack one.',
+              unit: units.Short,
+              columns: [
+                { name: 'Service namespace', label: 'service_namespace' },
+                { name: 'Service', label: 'service' },
+                { name: 'Eligible', expr: `min by (service_namespace, service) (${endpoints('eligible')})` },
+                ...['standby', 'draining', 'unhealthy', 'ejected', 'excluded'].map((state) => ({
+                  name: state.charAt(0).toUpperCase() + state.slice(1),
+                  expr: `max by (service_namespace, service) (${endpoints(state)})`,
+                })),
+              ],
+            }),
+            8,
+          ],
+        ],
+      ],
+    },
+    {
       title: 'Ejections',
       height: 8,
       lines: [
@@ -192,11 +241,41 @@ export const decisions = build({
           [
             seriesPanel({
               title: 'What counts against limits',
-              description: 'Connections that are open or connecting, by limit and node. The limits themselves are no metrics: the mesh file has them.',
+              description: 'Connections that are open or connecting, by limit and node.',
               unit: units.Short,
               queries: [
                 { expr: sum(on('sidelight_mesh_limit_open'), 'limit', 'instance'), legend: '{{limit}}, {{instance}}' },
                 { expr: sum(on('sidelight_mesh_limit_connecting'), 'limit', 'instance'), legend: '{{limit}} connecting, {{instance}}' },
+              ],
+            }),
+            12,
+          ],
+          [
+            seriesPanel({
+              title: 'Fill of limits',
+              description: 'The same as a share of the bound that it stands against, on the fullest node. What is not bounded has no line.',
+              unit: units.PercentUnit,
+              queries: [
+                { expr: `max by (limit) (${limitFill(on, 'open')})`, legend: '{{limit}}' },
+                { expr: `max by (limit) (${limitFill(on, 'connecting')})`, legend: '{{limit}} connecting' },
+              ],
+              max: 1,
+            }),
+            12,
+          ],
+        ],
+        [
+          [
+            tablePanel({
+              title: 'Bounds of limits',
+              description: 'What each node lets pass, where it is lowest: open with those that connect, connecting, and those that begin in a second, or at once after a rest.',
+              unit: units.Short,
+              columns: [
+                { name: 'Limit', label: 'limit' },
+                { name: 'Open', expr: `min by (limit) (${on('sidelight_mesh_limit_max_open')})` },
+                { name: 'Connecting', expr: `min by (limit) (${on('sidelight_mesh_limit_max_connecting')})` },
+                { name: 'Per second', expr: `min by (limit) (${on('sidelight_mesh_limit_max_rate_per_second')})`, unit: units.CountsPerSecond },
+                { name: 'Burst', expr: `min by (limit) (${on('sidelight_mesh_limit_burst')})` },
               ],
             }),
             12,
@@ -283,6 +362,35 @@ export const decisions = build({
               unit: units.CountsPerSecond,
               queries: [{ expr: sum(rate(on('sidelight_self_refused_total')), 'role'), legend: '{{role}}' }],
               stacked: true,
+            }),
+            12,
+          ],
+        ],
+      ],
+    },
+    {
+      title: 'Time to decide',
+      height: 8,
+      lines: [
+        [
+          [
+            seriesPanel({
+              title: 'Time to decide',
+              description:
+                'What the mesh takes of a connect() before its SYN, whether it lets it through or refuses it. A machine without time to spare shows in the upper' +
+                ' quantiles. Points are exemplars: connections, with their traces.',
+              unit: units.Seconds,
+              queries: quantiles(on('sidelight_mesh_decision_duration_seconds_bucket')),
+              log: true,
+            }),
+            12,
+          ],
+          [
+            heatPanel({
+              title: 'Times to decide',
+              description: 'How many connects were decided in which time.',
+              unit: units.Seconds,
+              selector: on('sidelight_mesh_decision_duration_seconds_bucket'),
             }),
             12,
           ],

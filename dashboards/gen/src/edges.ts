@@ -43,6 +43,16 @@ export const logVariables = [
 /** on selects what an agent tells of its node by the variables of nodes. */
 export const on = (metric: string, ...more: string[]) => `${metric}{${['cluster=~"$cluster"', 'instance=~"$instance"', ...more].join(', ')}}`;
 
+/** limitFill is what stands against a limit, as a share of its bound. */
+export const limitFill = (select: (metric: string) => string, what: 'open' | 'connecting') =>
+  `${select(`sidelight_mesh_limit_${what}`)} / ${select(`sidelight_mesh_limit_max_${what}`)}`;
+
+/** serving is the share of a service's endpoints that serve a node or stand by, of those that could, by node and labels. */
+export const serving = (select: (metric: string, ...more: string[]) => string, ...by: string[]) => {
+  const endpoints = (states: string) => sum(select('sidelight_mesh_service_endpoints', `state=~"${states}"`), 'instance', ...by);
+  return `${endpoints('eligible|standby')} / (${endpoints('eligible|standby|unhealthy|ejected')} > 0)`;
+};
+
 /** local selects a metric's edges by the variables of the local workload. */
 export const local = (metric: string, ...more: string[]) =>
   `sidelight_tcp_${metric}{${['cluster=~"$cluster"', 'local_namespace=~"$namespace"', 'local_workload=~"$workload"', ...more].join(', ')}}`;

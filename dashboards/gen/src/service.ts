@@ -158,15 +158,32 @@ export const service = build({
         [
           [
             seriesPanel({
+              title: 'Endpoints by state',
+              description:
+                'Endpoints that get new connections on the node where they are fewest, and those in other states where they are most: on standby while others serve,' +
+                ' draining, unhealthy, ejected, or excluded, which never get any from there.',
+              unit: units.Short,
+              queries: [
+                { expr: `min(${of('sidelight_mesh_service_endpoints', 'state="eligible"')})`, legend: 'eligible' },
+                { expr: `max by (state) (${of('sidelight_mesh_service_endpoints', 'state!="eligible"')})`, legend: '{{state}}' },
+              ],
+              stepped: true,
+            }),
+            8,
+          ],
+          [
+            seriesPanel({
               title: 'Open and connecting against the limit',
-              description: 'What counts against the limits of the service, by node; only services with limits have it. The limit itself is no metric.',
+              description: 'What counts against the limits of the service, by node, and what is allowed; only services with limits have it.',
               unit: units.Short,
               queries: [
                 { expr: sum(limit('sidelight_mesh_limit_open'), 'instance'), legend: 'open or connecting, {{instance}}' },
                 { expr: sum(limit('sidelight_mesh_limit_connecting'), 'instance'), legend: 'connecting, {{instance}}' },
+                { expr: `min(${limit('sidelight_mesh_limit_max_open')})`, legend: 'limit' },
+                { expr: `min(${limit('sidelight_mesh_limit_max_connecting')})`, legend: 'limit of connecting' },
               ],
             }),
-            12,
+            8,
           ],
           [
             seriesPanel({
@@ -176,7 +193,7 @@ export const service = build({
               queries: [{ expr: sum(rate(limit('sidelight_mesh_limit_rejections_total')), 'cause'), legend: '{{cause}}' }],
               stacked: true,
             }),
-            12,
+            8,
           ],
         ],
       ],

@@ -349,6 +349,37 @@ export const sidelight = build({
         [
           [
             seriesPanel({
+              title: 'Fill of export queues',
+              description: 'What waits for backends as a share of what can. Full, a queue takes no more, and records are dropped before it.',
+              unit: units.PercentUnit,
+              queries: [
+                {
+                  expr: `max by (instance, signal) (${on('sidelight_self_export_queue')} / ${on('sidelight_self_export_queue_capacity')})`,
+                  legend: '{{instance}} {{signal}}',
+                },
+              ],
+              max: 1,
+            }),
+            12,
+          ],
+          [
+            seriesPanel({
+              title: 'Fill of edges and of followed connections',
+              description:
+                'As a share of max_edges and of max_connections, on the fullest node. Of edges above it those that are idle make room; the ends of connections above' +
+                ' it are looked up at each event.',
+              unit: units.PercentUnit,
+              queries: [
+                { expr: `max(${on('sidelight_self_edges')} / ${on('sidelight_self_edges_limit')})`, legend: 'edges' },
+                { expr: `max(${on('sidelight_self_connections_followed')} / ${on('sidelight_self_connections_limit')})`, legend: 'followed connections' },
+              ],
+            }),
+            12,
+          ],
+        ],
+        [
+          [
+            seriesPanel({
               title: 'Edges',
               description: 'Edges that have series of their own, of max_edges at most.',
               unit: units.Short,
