@@ -139,7 +139,9 @@ func (k known) faultsOf(expr parser.Expr) []string {
 		case *parser.Call:
 			switch n.Func.Name {
 			case "label_replace":
-				check([]string{n.Args[3].(*parser.StringLiteral).Val})
+				if from := n.Args[3].(*parser.StringLiteral).Val; from != "" { // else the label is made of nothing
+					check([]string{from})
+				}
 			case "label_join":
 				for _, a := range n.Args[3:] {
 					check([]string{a.(*parser.StringLiteral).Val})

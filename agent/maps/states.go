@@ -43,11 +43,11 @@ func (c *EndpointCounts) Lacks() bool {
 
 // stateOf asks what eligible asks, of an endpoint that it has chosen in some family or in none. has says which families the service has.
 func (e *endpoint) stateOf(s *model.Service, node model.Locality, has [2]bool, chosen bool) EndpointState {
+	reached := has[ipv4] && e.address[ipv4].IsValid() || has[ipv6] && e.address[ipv6].IsValid()
 	switch {
 	case chosen:
 		return StateEligible
-	case e.weight == 0, !(has[ipv4] && e.address[ipv4].IsValid() || has[ipv6] && e.address[ipv6].IsValid()),
-		s.LocalityMode == model.LocalityStrict && !within(node, e.locality, s.LocalityScope):
+	case e.weight == 0, !reached, s.LocalityMode == model.LocalityStrict && !within(node, e.locality, s.LocalityScope):
 		return StateExcluded
 	case e.health == model.Draining:
 		return StateDraining
