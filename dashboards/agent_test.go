@@ -321,6 +321,11 @@ func (a *agent) account(add func(*self.Metric, uint64, ...string), trouble uint6
 		add(self.Kernel, a.kernel.Closed[role], role, "closed")
 		add(self.Refused, a.kernel.Refused[role], role)
 	}
+	// With everybody who answers, but for one server's a second of the first minute of trouble.
+	add(self.TraceIDs, a.kernel.Established[client], "sent")
+	add(self.TraceIDs, 0, "no_room")
+	add(self.TraceIDs, a.kernel.Established[server], "received")
+	add(self.TraceIDs, min(trouble, 60), "missing")
 	add(self.Untracked, 0)
 	add(self.Aggregated, min(trouble, 60), "edge")
 	add(self.Aggregated, 0, "total")

@@ -430,6 +430,9 @@ func TestPanelsSayWhatTheStreamImplies(t *testing.T) {
 			`{kind="close", stage="ring"}`: 60 / window, `{kind="established", stage="ring"}`: 0, `{kind="log", stage="access_log"}`: 0,
 		}},
 		{file: "sidelight.json", panel: "Closes that were only summed", ref: "A", want: map[string]float64{`{by="edge"}`: 60 / window, `{by="total"}`: 0}, only: true},
+		{file: "sidelight.json", panel: "Trace ids in SYNs", ref: "A", only: true, want: map[string]float64{
+			`{outcome="sent"}`: established, `{outcome="no_room"}`: 0, `{outcome="received"}`: accepted, `{outcome="missing"}`: 60 / window,
+		}},
 		{file: "sidelight.json", panel: "Records left out by the budget", ref: "A", want: map[string]float64{`{signal="logs"}`: 600 / window, `{signal="traces"}`: 600 / window}, only: true},
 		{file: "sidelight.json", panel: "Waiting for backends", ref: "A", want: one(3 * 600), only: true},
 		{file: "sidelight.json", panel: "Waiting for backends, by node", ref: "A", only: true, want: map[string]float64{

@@ -314,7 +314,7 @@ func TestPointsLeadToTraces(t *testing.T) {
 	for _, c := range []struct {
 		*world
 		points, tooEarly int // spans that exemplars name, and how many of these are of connections that are open
-	}{{mesh, 1560, 3}, {mix, 18, 0}} {
+	}{{mesh, 1860, 3}, {mix, 18, 0}} {
 		points, tooEarly := c.pointed(t), 0
 		for span, trace := range points {
 			switch there := j.leadsTo(t, trace, span); {

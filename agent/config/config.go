@@ -162,7 +162,7 @@ func Default() Config {
 		MaxConnections: 1_000_000,
 		MaxEdges:       10_000,
 		Mesh:           defaultMesh(),
-		Traces:         Traces{Propagate: Off},
+		Traces:         Traces{Propagate: Off, Peers: []netip.Prefix{}},
 		Budget:         Budget{CPU: 0.01, Memory: 128 << 20, Slow: 500 * time.Millisecond},
 		Profiling:      Profiling{Pyroscope: Pyroscope{Application: "sidelight"}},
 		PeerGroups: []PeerGroup{{

@@ -14,7 +14,7 @@ type Traces struct {
 	Peers []netip.Prefix `yaml:"peers"`
 }
 
-// What Propagate can be, beside Off.
+// PropagateTCPOption is what Propagate can be beside Off.
 const PropagateTCPOption = "tcp_option"
 
 // mostTracePeers is the size of the kernel's map.

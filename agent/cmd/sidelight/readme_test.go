@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"os"
 	"os/exec"
@@ -265,7 +266,7 @@ func TestReadmeFilter(t *testing.T) {
 // TestReadmeConfiguration loads README's configuration file, which has to say every default as it is.
 func TestReadmeConfiguration(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "readme.yaml")
-	if err := os.WriteFile(file, []byte(fenced(t, "yaml")[1]), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(fenced(t, "yaml")[2]), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	got := config.Config{}
@@ -279,9 +280,22 @@ func TestReadmeConfiguration(t *testing.T) {
 	}
 }
 
+// TestReadmePropagation loads what README says of trace ids.
+func TestReadmePropagation(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "readme.yaml")
+	writeFile(t, file, fenced(t, "yaml")[1])
+	c := config.Default()
+	if err := errors.Join(config.Load(file, &c), c.Validate()); err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Traces.With()) != 2 {
+		t.Errorf("trace ids are exchanged with %v", c.Traces.With())
+	}
+}
+
 // TestReadmeMesh wants README's mesh to be the example, and its table of fields to be those that the reader knows.
 func TestReadmeMesh(t *testing.T) {
-	if have, want := fenced(t, "yaml")[2], readFile(t, filepath.Join(root, "examples/mesh.yaml")); have != want {
+	if have, want := fenced(t, "yaml")[3], readFile(t, filepath.Join(root, "examples/mesh.yaml")); have != want {
 		t.Errorf("README has\n%s\nand examples/mesh.yaml\n%s", have, want)
 	}
 	_, section, _ := strings.Cut(readFile(t, filepath.Join(root, "README.md")), "\n### What can be written\n")

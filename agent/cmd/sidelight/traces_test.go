@@ -161,7 +161,7 @@ func (c *tracesCase) run(t *testing.T) {
 			}
 		}
 	}
-	c.checkWire(t, count, b.Traces.AllTraces())
+	c.checkWire(t, b.Traces.AllTraces())
 }
 
 // spanEnds are the spans of a trace by kind.
@@ -230,7 +230,7 @@ func (c *tracesCase) checkSpans(t *testing.T, count int, all []ptrace.Traces) {
 }
 
 // checkWire wants the ids of traces in SYNs and nowhere else.
-func (c *tracesCase) checkWire(t *testing.T, count int, all []ptrace.Traces) {
+func (c *tracesCase) checkWire(t *testing.T, all []ptrace.Traces) {
 	t.Helper()
 	c.box.mu.Lock()
 	defer c.box.mu.Unlock()

@@ -409,6 +409,19 @@ export const sidelight = build({
             8,
           ],
         ],
+        [
+          [
+            seriesPanel({
+              title: 'Trace ids in SYNs',
+              description:
+                'Connections per second with peers that trace ids are exchanged with (traces.peers): sent by clients, or no room in the SYN; received by' +
+                ' servers, or missing: the peer has no agent, or something on the way took the option out. Behind a NAT what is missing is two traces.',
+              unit: units.CountsPerSecond,
+              queries: [{ expr: sum(rate(on('sidelight_self_trace_ids_total')), 'outcome'), legend: '{{outcome}}' }],
+            }),
+            24,
+          ],
+        ],
       ],
     },
     {
