@@ -21,6 +21,8 @@ type Question struct {
 	// Netns is the cookie of the client's network namespace; 0: not known.
 	Netns   uint64
 	Dialled netip.AddrPort
+	// NowNS is CLOCK_MONOTONIC: what is in the buckets of rate limits is as of then.
+	NowNS uint64
 	// Node is where this is, and Out is why endpoints are out of service, by their names.
 	Node model.Locality
 	Out  map[model.Name]string
@@ -84,6 +86,9 @@ type ExplainLimit struct {
 	Connecting    uint64 `json:"connecting"`
 	MaxConnecting uint32 `json:"max_connecting,omitempty"`
 	PerSecond     uint32 `json:"per_second,omitempty"`
+	Burst         uint32 `json:"burst,omitempty"`
+	// Tokens are those in the bucket of the rate, of Burst at most: a connection takes one, and PerSecond come back in a second.
+	Tokens  uint32 `json:"tokens,omitempty"`
 	Refuses       string `json:"refuses,omitempty"` // the reason, if it would now
 }
 
@@ -94,6 +99,7 @@ const (
 	outcomeDenied     = "denied"
 	outcomeNoEndpoint = "no_endpoint"
 	outcomeCircuit    = "circuit_open"
+	outcomeRate       = "rate_limited"
 )
 
 // explaining is one Explanation in the making.
@@ -379,7 +385,7 @@ func (e *explaining) direct(dialled netip.AddrPort) (err error) {
 	return nil
 }
 
-// limits looks at what stands against limits, the client's own first. What a bucket of tokens has is not looked at: it is another a moment later.
+// limits looks at what stands against limits, the client's own first.
 func (e *explaining) limits(indices []uint32) error {
 	r := e.r
 	for _, index := range indices {
@@ -395,16 +401,38 @@ func (e *explaining) limits(indices []uint32) error {
 			Name: fmt.Sprint("limit ", index), Open: state.Counts.Open, MaxOpen: l.MaxOpen,
 			Connecting: state.Counts.Connecting, MaxConnecting: l.MaxConnecting, PerSecond: l.PerSecond,
 		}
+		if l.PerSecond != 0 {
+			x.Burst, x.Tokens = l.Burst, tokens(&l, &state, e.q.NowNS)
+		}
 		if name, ok := r.names.Limit(index); ok {
 			x.Name = *name
 		}
-		if l.MaxOpen != 0 && x.Open >= uint64(l.MaxOpen) || l.MaxConnecting != 0 && x.Connecting >= uint64(l.MaxConnecting) {
+		because := x.Name + " is reached"
+		switch {
+		case l.MaxOpen != 0 && x.Open >= uint64(l.MaxOpen), l.MaxConnecting != 0 && x.Connecting >= uint64(l.MaxConnecting):
 			x.Refuses = outcomeCircuit
-			if e.Outcome == outcomeOK || e.Outcome == outcomeDepends {
-				e.Outcome, e.Because = outcomeCircuit, x.Name+" is reached"
-			}
+		case l.PerSecond != 0 && x.Tokens == 0:
+			x.Refuses = outcomeRate
+			because = fmt.Sprintf("%s has let in all of a burst of %d; %d a second may follow", x.Name, x.Burst, x.PerSecond)
+		}
+		if x.Refuses != "" && (e.Outcome == outcomeOK || e.Outcome == outcomeDepends) {
+			e.Outcome, e.Because = x.Refuses, because
 		}
 		e.Limits = append(e.Limits, x)
 	}
 	return nil
+}
+
+// tokens is what a bucket has at a time, as limit_take of bpf/lib/limit.h counts them: as time.
+func tokens(l *bpf.Limit, state *bpf.LimitState, now uint64) uint32 {
+	const second = 1_000_000_000
+	cost := second / uint64(l.PerSecond)
+	if cost == 0 { // no bound, to the kernel
+		return l.Burst
+	}
+	has := state.TokensNs
+	if now > state.FilledNs {
+		has += now - state.FilledNs
+	}
+	return uint32(min(has, cost*uint64(l.Burst)) / cost)
 }

@@ -50,9 +50,10 @@ func TestExplain(t *testing.T) {
 	m, r := newTest(t, sizes, nil)
 	out := Health{name("cart-6"): {}}
 	apply(t, r, s, out)
+	now := uint64(0)
 	ask := func(from, to string) *Explanation {
 		t.Helper()
-		q := &Question{Dialled: netip.MustParseAddrPort(to), Out: map[model.Name]string{name("cart-6"): "outlier"}}
+		q := &Question{Dialled: netip.MustParseAddrPort(to), NowNS: now, Out: map[model.Name]string{name("cart-6"): "outlier"}}
 		if from != "" {
 			q.Addresses = []netip.Addr{netip.MustParseAddr(from)}
 		}
@@ -109,6 +110,37 @@ func TestExplain(t *testing.T) {
 	}
 	if got := ask("10.0.0.1", "10.96.0.1:80"); got.Outcome != "circuit_open" || got.Because != "service shop/cart is reached" {
 		t.Errorf("at the limit: %+v", got)
+	}
+	// A rate that is used up, and the moment at which there is a token again.
+	for i := range m.Limits {
+		if m.Limits[i].MaxOpen != 5 {
+			continue
+		}
+		m.Limits[i].PerSecond, m.Limits[i].Burst = 10, 3
+		for _, c := range []struct {
+			tokens, filled, now uint64
+			want                uint32
+			outcome             string
+		}{
+			{0, 0, 1e12, 3, "ok"}, // nobody has asked for one yet
+			{1e8 - 1, 1e12, 1e12, 0, "rate_limited"},
+			{1e8 - 1, 1e12, 1e12 + 1, 1, "ok"},
+			{0, 1e12, 1e12 + 2e8, 2, "ok"},
+			{1e8, 1e12, 1e12 - 5, 1, "ok"}, // a program has read the clock after us
+		} {
+			if err := m.LimitStates.Put([]uint32{uint32(i)}, []bpf.LimitState{{TokensNs: c.tokens, FilledNs: c.filled}}); err != nil {
+				t.Fatal(err)
+			}
+			now = c.now
+			got := ask("10.0.0.1", "10.96.0.1:80")
+			if l := got.Limits[1]; got.Outcome != c.outcome || l.Tokens != c.want || l.Burst != 3 || l.PerSecond != 10 {
+				t.Errorf("%+v: %s, %+v", c, got.Outcome, l)
+			}
+			if c.outcome != "ok" && got.Because != "service shop/cart has let in all of a burst of 3; 10 a second may follow" {
+				t.Error(got.Because)
+			}
+		}
+		m.Limits[i].PerSecond = 0
 	}
 	// None left.
 	less := *s

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -17,6 +18,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/sidelight-mesh/sidelight/agent/cmd/sidelight/look"
 )
 
 // meshWorld is one network namespace with addresses for servers, cgroups for who is in it, and an agent that steers them.
@@ -355,7 +358,8 @@ func TestMeshLimits(t *testing.T) {
 	w.run(serviceYAML("few", 1, ", limits: {maxConnections: 50}") + endpointsYAML("few", "") +
 		serviceYAML("slow", 2, ", limits: {connectionsPerSecond: 1, burst: 20}") + endpointsYAML("slow", "") +
 		serviceYAML("plain", 3, "") + endpointsYAML("plain", "") +
-		serviceYAML("tokens", 4, ", limits: {connectionsPerSecond: 1, burst: 20}") + endpointsYAML("tokens", "") + `---
+		serviceYAML("tokens", 4, ", limits: {connectionsPerSecond: 1, burst: 20}") + endpointsYAML("tokens", "") +
+		serviceYAML("bucket", 5, ", limits: {connectionsPerSecond: 1, burst: 20}") + endpointsYAML("bucket", "") + `---
 apiVersion: sidelight.io/v1alpha1
 kind: Workload
 metadata: {name: other, namespace: demo}
@@ -374,6 +378,7 @@ spec: {cgroup: CGROUP/other, limits: {maxConnections: 7}}
 	if n := got.Answers[serverV4(1)]; n < 20 || n > most || got.Errors["ECONNREFUSED"] != 100-n {
 		t.Errorf("rate: %v and errors %v, want 20 to %d", got.Answers, got.Errors, most)
 	}
+	w.bucket(c)
 	w.expect("workload", other.do(meshOrder{To: to(serviceV4(3), 80), Count: 20, Workers: 20, Hold: true}), only(serverV4(1), 7), only("ECONNREFUSED", 13))
 	w.expect("workload, without a service", other.do(meshOrder{To: netip.MustParseAddrPort(serverV4(1)), Count: 1}), nil, only("ECONNREFUSED", 1))
 	// Who is over its own limit costs a service nothing: its tokens are all there for others.
@@ -394,6 +399,24 @@ spec: {cgroup: CGROUP/other, limits: {maxConnections: 7}}
 	want := map[string]int{"service demo/few circuit_open 50": 3 * 155, "service demo/slow rate_limited 1": rejected, "workload demo/other circuit_open 7": 44}
 	if !maps.Equal(limits, want) {
 		t.Errorf("lines of limits:\n%s\nwant\n%s", listed(limits), listed(want))
+	}
+}
+
+// bucket wants why to say what the kernel's bucket has.
+func (w *meshWorld) bucket(c *meshCaller) {
+	w.t.Helper()
+	begin := time.Now()
+	w.expect("five of twenty", c.do(meshOrder{To: to(serviceV4(5), 80), Count: 5, Workers: 1}), only(serverV4(1), 5), nil)
+	out, err := exec.Command(program, "why", "--json", "--state-directory", w.state, "--to", "demo/bucket").Output()
+	most := min(20, 15+int(time.Since(begin).Seconds())+1)
+	var answer look.Why
+	if err := errors.Join(err, json.Unmarshal(out, &answer)); err != nil || len(answer.Now) != 2 || len(answer.Now[0].Limits) != 1 {
+		w.t.Fatalf("why: %v: %s", err, out)
+	}
+	for _, now := range answer.Now { // one for each family
+		if l := now.Limits[0]; l.Name != "service demo/bucket" || l.PerSecond != 1 || l.Burst != 20 || l.Tokens < 15 || int(l.Tokens) > most || now.Outcome != "ok" {
+			w.t.Errorf("why: %s with %+v, want 15 to %d tokens", now.Outcome, l, most)
+		}
 	}
 }
 

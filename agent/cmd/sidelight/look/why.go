@@ -145,7 +145,7 @@ func explanationLines(paint Paint, e *maps.Explanation) []string {
 	for _, l := range e.Limits {
 		style, text := Plain, fmt.Sprintf("%s: %d open of %s, %d connecting of %s", l.Name, l.Open, bound(l.MaxOpen), l.Connecting, bound(l.MaxConnecting))
 		if l.PerSecond > 0 {
-			text += fmt.Sprintf(", %d a second", l.PerSecond)
+			text += fmt.Sprintf(", %d a second in bursts of %d, of which %d are left", l.PerSecond, l.Burst, l.Tokens)
 		}
 		if l.Refuses != "" {
 			style = Bad
