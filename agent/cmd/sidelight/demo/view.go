@@ -95,7 +95,7 @@ func bytes(n int64) string {
 // writeLeft says how long it goes on, and how to look closer meanwhile.
 func (v *View) writeLeft(out io.Writer) {
 	fmt.Fprintf(out, "   %v left, Ctrl-C to stop\n", v.Left.Round(time.Second))
-	fmt.Fprintf(out, "In another terminal, as root: ./bin/sidelight top --state-directory %s   (or tail, or status)", v.State)
+	fmt.Fprintf(out, "In another terminal, as root: ./bin/sidelight top --state-directory %s   (or tail, status, why)", v.State)
 }
 
 func (v *View) writeLines(out io.Writer) {
