@@ -83,6 +83,7 @@ const (
 	RefusedHere = uint32(meshMeshFlagsMESH_REFUSED_HERE)
 	Revoked     = uint32(meshMeshFlagsMESH_REVOKED)
 	TraceTold   = uint32(meshMeshFlagsMESH_TRACE_TOLD)
+	TraceDue    = uint32(meshMeshFlagsMESH_TRACE_DUE)
 )
 
 // What became of trace ids in options of TCP, as in enum mesh_trace_outcome.

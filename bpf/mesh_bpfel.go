@@ -149,6 +149,7 @@ const (
 	meshMeshFlagsMESH_REFUSED_HERE meshMeshFlags = 16
 	meshMeshFlagsMESH_REVOKED      meshMeshFlags = 32
 	meshMeshFlagsMESH_TRACE_TOLD   meshMeshFlags = 64
+	meshMeshFlagsMESH_TRACE_DUE    meshMeshFlags = 128
 )
 
 type meshMeshFrontend struct {

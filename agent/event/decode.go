@@ -100,7 +100,7 @@ func Decode(b []byte, e *connection.Event) error {
 		Role:          connection.Role(role),
 		Reason:        connection.Reason(reason),
 		Told:          connection.Told(le.Uint16(b[offTold:])),
-		Flags:         connection.Flags(le.Uint16(b[offFlags:])),
+		Flags:         connection.Flags(le.Uint16(b[offFlags:]) &^ uint16(bpf.TraceDue)),
 		Key:           connection.Key{Cookie: le.Uint64(b[offCookie:]), StartNS: le.Uint64(b[offStart:])},
 		ConnectNS:     le.Uint64(b[offConnect:]),
 		EstablishedNS: le.Uint64(b[offEstablished:]),

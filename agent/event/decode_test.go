@@ -77,7 +77,7 @@ func TestDecode(t *testing.T) {
 	// As the id's bytes are in a SYN.
 	told.ConnectNs, told.Owner.Reserved, told.ClientIsn = 0x0807060504030201, 0x0c0b0a09, 0x100f0e0d
 	sent := sample(bpf.Established, bpf.Client)
-	sent.Flags = uint16(bpf.TraceTold)
+	sent.Flags = uint16(bpf.TraceTold | bpf.TraceDue)
 	tests := []struct {
 		name string
 		in   []byte

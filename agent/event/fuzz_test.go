@@ -1,6 +1,7 @@
 package event
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"testing"
 	"unsafe"
@@ -85,11 +86,17 @@ func convert(c *bpf.CloseEvent) connection.Event {
 		Kind: connection.Kind(e.Kind), Role: connection.Role(e.Role), Reason: connection.Reason(e.Reason),
 		Key:       connection.Key{Cookie: e.Cookie, StartNS: e.StartNs},
 		ConnectNS: e.ConnectNs, EstablishedNS: e.EstablishedNs, EventNS: e.EventNs, ClientISN: e.ClientIsn, Told: connection.Told(e.Told),
-		Flags:    connection.Flags(e.Flags),
+		Flags:    connection.Flags(e.Flags &^ uint16(bpf.TraceDue)),
 		Local:    netip.AddrPortFrom(netip.AddrFrom16(e.LocalAddr).Unmap(), e.LocalPort),
 		Peer:     netip.AddrPortFrom(netip.AddrFrom16(e.PeerAddr).Unmap(), e.PeerPort),
 		CgroupID: e.CgroupId,
 		Owner:    connection.Owner{StartBoottimeNS: e.Owner.StartBoottimeNs, PID: e.Owner.Pid},
+	}
+	if e.Role == bpf.Server && uint32(e.Flags)&bpf.TraceTold != 0 {
+		out.ConnectNS, out.ClientISN = 0, 0
+		binary.LittleEndian.PutUint64(out.ToldTraceID[0:], e.ConnectNs)
+		binary.LittleEndian.PutUint32(out.ToldTraceID[8:], e.Owner.Reserved)
+		binary.LittleEndian.PutUint32(out.ToldTraceID[12:], e.ClientIsn)
 	}
 	for i, c := range e.Owner.Comm {
 		out.Owner.Comm[i] = byte(c)

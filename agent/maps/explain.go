@@ -89,7 +89,7 @@ type ExplainLimit struct {
 	Burst         uint32 `json:"burst,omitempty"`
 	// Tokens are those in the bucket of the rate, of Burst at most: a connection takes one, and PerSecond come back in a second.
 	Tokens  uint32 `json:"tokens,omitempty"`
-	Refuses       string `json:"refuses,omitempty"` // the reason, if it would now
+	Refuses string `json:"refuses,omitempty"` // the reason, if it would now
 }
 
 // What Explanation.Outcome can be: as the reasons of connections, and depends.

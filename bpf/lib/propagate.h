@@ -96,46 +96,64 @@ static __always_inline bool trace_with(const __u8 *peer)
 }
 
 /* BPF_SOCK_OPS_TCP_CONNECT_CB: asks for the two callbacks that write the option. */
-static __always_inline void trace_begin(struct bpf_sock_ops *ctx, const struct mesh_connection *conn)
+static __always_inline void trace_begin(struct bpf_sock_ops *ctx, struct mesh_connection *conn)
 {
-	if (trace_with(conn->event.peer_addr))
-		callbacks_set(ctx, BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
+	if (!trace_with(conn->event.peer_addr))
+		return;
+	conn->event.flags |= MESH_TRACE_DUE;
+	callbacks_set(ctx, BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
 }
 
-/* Of a SYN that answers nothing, whose callbacks these are. */
+/* Of a SYN that answers nothing. */
 static __always_inline bool trace_is_syn(struct bpf_sock_ops *ctx)
 {
 	return (ctx->skb_tcp_flags & (TCP_FLAG_SYN_BIT | TCP_FLAG_ACK_BIT)) == TCP_FLAG_SYN_BIT;
 }
 
-static __always_inline void trace_no_room(struct bpf_sock_ops *ctx)
+/*
+ * The connection whose SYN it is, if that is to carry the option. The callbacks alone do not say so: they come too when another program has asked for them, or
+ * for a connection that the socket tried before, to somebody else.
+ */
+static __always_inline struct mesh_connection *trace_due(struct bpf_sock_ops *ctx)
 {
+	struct bpf_sock *sk = ctx->sk;
+	struct mesh_connection *conn;
+
+	if (!sk)
+		return NULL;
+	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	return conn && conn->phase == MESH_CONNECTING && conn->event.flags & MESH_TRACE_DUE ? conn : NULL;
+}
+
+static __always_inline void trace_no_room(struct mesh_connection *conn)
+{
+	conn->event.flags &= ~MESH_TRACE_DUE;
 	account_add(trace_options[MESH_TRACE_NO_ROOM]);
-	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
 }
 
 /* BPF_SOCK_OPS_HDR_OPT_LEN_CB of a SYN. It comes again for each that is sent again. */
 static __always_inline void trace_reserve(struct bpf_sock_ops *ctx)
 {
-	if (bpf_reserve_hdr_opt(ctx, sizeof(struct trace_option), 0))
-		trace_no_room(ctx);
+	struct mesh_connection *conn = trace_due(ctx);
+
+	if (conn && bpf_reserve_hdr_opt(ctx, sizeof(struct trace_option), 0))
+		trace_no_room(conn);
 }
 
-/* BPF_SOCK_OPS_WRITE_HDR_OPT_CB. */
+/* BPF_SOCK_OPS_WRITE_HDR_OPT_CB: of a SYN, or of what another program has reserved room in. */
 static __always_inline void trace_write(struct bpf_sock_ops *ctx)
 {
 	struct trace_option option = {TRACE_OPTION_KIND, sizeof(option), bpf_htons(TRACE_OPTION_EXID), {}};
-	struct bpf_sock *sk = ctx->sk;
 	struct mesh_connection *conn;
 
-	if (!trace_is_syn(ctx) || !sk)
+	if (!trace_is_syn(ctx))
 		return;
-	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
-	if (!conn || conn->phase != MESH_CONNECTING)
+	conn = trace_due(ctx);
+	if (!conn)
 		return;
 	trace_id(&conn->event, option.id);
 	if (bpf_store_hdr_opt(ctx, &option, sizeof(option), 0)) {
-		trace_no_room(ctx);
+		trace_no_room(conn);
 		return;
 	}
 	if (conn->event.flags & MESH_TRACE_TOLD)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -162,6 +163,44 @@ func (c *tracesCase) run(t *testing.T) {
 		}
 	}
 	c.checkWire(t, b.Traces.AllTraces())
+}
+
+// TestTraceOptionOfThatConnection has a socket connect to a peer that trace ids are exchanged with, in vain, and then to another: its second SYN carries none, though the
+// socket has asked for the callbacks that write it.
+func TestTraceOptionOfThatConnection(t *testing.T) {
+	needRoot(t)
+	e := &scene{t: t}
+	w := e.newWire()
+	var box middlebox
+	w.mu.Lock()
+	w.alter = box.alter
+	w.mu.Unlock()
+	cgroup := newCgroup(t, "client", "server")
+	a := startAgent(t, cgroup, "--config", writeConfig(t, tracesPeers))
+	c, s := startCaller(t, w.left, filepath.Join(cgroup, "client")), startCaller(t, w.right, filepath.Join(cgroup, "server"))
+	const inVain = 3
+	_, outside := s.listen(netip.AddrPortFrom(rightLocal.WithZone(fmt.Sprint(w.zone[1])), 0), 10)
+	outside = netip.AddrPortFrom(rightLocal.WithZone(fmt.Sprint(w.zone[0])), outside.Port())
+	fd := c.tcp(right6)
+	for range inVain {
+		c.fails("ECONNREFUSED", "connect", fd, netip.AddrPortFrom(right6.Addr(), 9))
+	}
+	c.call("connect", fd, outside)
+	c.close(fd)
+	eventually(t, "the connection's end", func() error {
+		if k := a.audit().Kernel; k.Closed["client"] != 1 || k.Failed != inVain {
+			return fmt.Errorf("%d closed, %d failed", k.Closed["client"], k.Failed)
+		}
+		return nil
+	})
+	box.mu.Lock()
+	defer box.mu.Unlock()
+	if len(box.option) != inVain || box.strange != 0 {
+		t.Errorf("%d SYNs have an id, %d other segments; want %d and 0", len(box.option), box.strange, inVain)
+	}
+	if got := a.audit().Kernel.TraceIDs; got["sent"] != inVain || got["no_room"]+got["received"]+got["missing"] != 0 {
+		t.Errorf("trace ids: %v, want %d sent", got, inVain)
+	}
 }
 
 // spanEnds are the spans of a trace by kind.
