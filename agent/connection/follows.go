@@ -18,7 +18,8 @@ type follow struct {
 const (
 	whoClient     = 1
 	whoClientSeen = 2
-	whoShift      = 2
+	whoBefore     = 4 // all that is known of it is from before Tracker.Inherit's moment: it is in no gauge
+	whoShift      = 3
 )
 
 // follows is a hash table of them: open addressing, linear probing, no tombstones. One search finds a connection, or the place where it

@@ -116,8 +116,9 @@ func NewTracker[I comparable](limit int, identify func(*Event) I) *Tracker[I] {
 	}
 }
 
-// Inherit says that until a moment of CLOCK_MONOTONIC somebody else was told of connections, whose sums are not in ours: what he was told of a
-// connection is not in its gauges here, so that it is added when it is first seen, and not taken away when it ends before it was.
+// Inherit says that until a moment of CLOCK_MONOTONIC somebody else was told of connections, or nobody was. What happened before is in no gauge, though it is in the sums,
+// whoever reads it when: a connection comes into its gauge when something of later is seen of it, a sweep if nothing else, and is not taken away when it ended before. So
+// the gauges are right though the ends of connections were lost that nobody can tell from others. The moment may be moved on as long as nothing later was observed.
 func (t *Tracker[I]) Inherit(until uint64) { t.inherited = until }
 
 // Len returns how many connections are followed now. One whose Close was lost stays until the next sweep.
@@ -155,12 +156,20 @@ func (t *Tracker[I]) Observe(event *Event, record *Record[I]) {
 	record.Event = *event
 	record.Change = ChangeOf(event)
 	record.Sweep = t.sweep
+	before := event.EventNS < t.inherited
+	if before {
+		record.Change.Connecting, record.Change.Open = 0, 0
+	}
 	at, found := t.followed.find(event.Key)
 	if !found {
-		t.first(at, event, record)
+		t.first(at, event, record, before)
 		return
 	}
 	f := &t.followed.slots[at]
+	if f.who&whoBefore != 0 && !before {
+		f.who &^= whoBefore
+		inherit(event, t.inherited, &record.Change)
+	}
 	record.Identity = t.identities.kept[f.who>>whoShift].identity
 	record.ClientSeen = f.who&whoClientSeen != 0
 	if event.Kind == Close {
@@ -171,11 +180,11 @@ func (t *Tracker[I]) Observe(event *Event, record *Record[I]) {
 }
 
 // first is for a connection that is not followed, and says at which slot it would be.
-func (t *Tracker[I]) first(at int, event *Event, record *Record[I]) {
+func (t *Tracker[I]) first(at int, event *Event, record *Record[I], before bool) {
 	record.Identity = t.identify(event)
 	record.ClientSeen = false
 	stays := event.Kind != Close && t.followed.used < t.limit
-	if t.inherited != 0 && (stays || event.Kind == Close) {
+	if t.inherited != 0 && !before && (stays || event.Kind == Close) {
 		inherit(event, t.inherited, &record.Change)
 	}
 	if event.Role == Client && !stays {
@@ -188,13 +197,16 @@ func (t *Tracker[I]) first(at int, event *Event, record *Record[I]) {
 	} else if _, record.ClientSeen = t.clients[f.wire]; record.ClientSeen {
 		f.who = whoClientSeen
 	}
+	if before {
+		f.who |= whoBefore
+	}
 	if stays {
 		f.who |= t.identities.take(record.Identity, t.followed.used) << whoShift
 		t.followed.add(at, f)
 	}
 }
 
-// inherit adds to the gauges what somebody else was told until a moment, of a connection that is not followed.
+// inherit adds to the gauges what was told until a moment, of a connection that is in none.
 func inherit(e *Event, until uint64, c *Change) {
 	switch {
 	case e.Told&ToldEstablished != 0:

@@ -3,6 +3,7 @@ package pipeline
 
 import (
 	"log/slog"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -45,9 +46,9 @@ type Options struct {
 	// run every SweepInterval.
 	Sweep         func(all bool, observe func(*connection.Event)) error
 	SweepInterval time.Duration
-	// Inherited is when this pipeline began to count, if others did so before for the same kernel side, on CLOCK_MONOTONIC; 0 else. See
-	// connection.Tracker.Inherit.
-	Inherited uint64
+	// Inherit is for a kernel side that others counted for before: it returns sums of what was lost since the last call of it or of Losses, and a moment on
+	// CLOCK_MONOTONIC until when they are complete, or as nearly as can be had. What was before is in no gauge: see connection.Tracker.Inherit. nil: there was nobody.
+	Inherit func() ([]connection.Loss, uint64, error)
 	// Again gets connections that ended which a pipeline before this one has counted, and may not have handed on: record by record. It may keep the
 	// batch. nil: nobody wants them.
 	Again func(batch []enrich.Record, position uint64)
@@ -65,7 +66,7 @@ type Pipeline struct {
 	sweepFail   bool             // the last sweep failed, and the log has it
 	swept       time.Time        // when the last sweep was
 	lossy       bool             // a close was lost since the last sweep over all
-	inherits    bool             // no sums of lost events were read yet, and they are of connections that somebody else has in his gauges
+	inherits    bool             // the ring was not read to its end yet: what comes is of before, and in no gauge
 	sweeping    bool             // what the last sweep did not see is still to be forgotten
 	connections atomic.Int64
 }
@@ -79,8 +80,8 @@ func New(options Options) *Pipeline {
 		options.Now = time.Now
 	}
 	p := &Pipeline{options: options, tracker: connection.NewTracker(options.Limit, options.Identify)}
-	if options.Inherited != 0 {
-		p.tracker.Inherit(options.Inherited)
+	if options.Inherit != nil {
+		p.tracker.Inherit(math.MaxUint64)
 		p.lossy = true // the first sweep tells of all: what is open is to be in the gauges
 		p.inherits = true
 	}
@@ -144,6 +145,9 @@ func (p *Pipeline) HandleDrained(empty bool) {
 		p.handleLosses()
 	}
 	if empty {
+		if p.inherits {
+			p.begin()
+		}
 		// The ring is empty again after the last sweep: whatever ended before or during it has been observed, or was lost.
 		if p.sweeping {
 			p.tracker.EndSweep()
@@ -204,16 +208,27 @@ func (p *Pipeline) HandleSweep(all bool, sweep func(all bool, observe func(*conn
 	p.handOn()
 }
 
-func (p *Pipeline) handleLosses() {
-	losses, err := p.options.Losses()
+// begin begins with the gauges, when the ring was read to its end: there is room in it then, so that hardly anything is lost.
+func (p *Pipeline) begin() {
+	losses, until, err := p.options.Inherit()
+	p.takeLosses(losses, err)
+	if err != nil {
+		return // and again, when the ring is empty again
+	}
+	p.tracker.Inherit(until)
+	p.inherits = false
+}
+
+func (p *Pipeline) handleLosses() { p.takeLosses(p.options.Losses()) }
+
+func (p *Pipeline) takeLosses(losses []connection.Loss, err error) {
 	if err != nil && !p.lossesFail {
 		// Nothing is gone: the sums stay in the kernel until a look succeeds.
 		slog.Error("read sums of lost events", "error", err)
 	}
 	p.lossesFail = err != nil
-	if p.inherits && err == nil {
-		// Those that are open now come with the sweep that follows.
-		p.inherits = false
+	if p.inherits {
+		// In no gauge of ours: what is open now comes with the sweep that follows.
 		for i := range losses {
 			losses[i].ConnectingDown, losses[i].OpenDown = 0, 0
 		}

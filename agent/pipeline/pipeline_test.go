@@ -402,27 +402,40 @@ func TestSweepTellsNews(t *testing.T) {
 	}
 }
 
-// TestInheritedLosses: what was lost before this process read sums for the first time had been told to another, and is in no gauge of this one.
+// TestInheritedLosses: what was lost before the ring was read to its end is in no gauge of this process, whoever had been told of it; what is lost later is.
 func TestInheritedLosses(t *testing.T) {
-	for _, inherited := range []uint64{0, 5} {
+	for _, inherits := range []bool{false, true} {
 		got := new(lossSink)
-		p := New(Options{
-			Limit: 10, Clock: ticking(), Identify: identify, LossSinks: []LossSink{got}, Inherited: inherited,
-			Losses: func() ([]connection.Loss, error) {
-				return []connection.Loss{{Role: connection.Client, Closed: 3, OpenDown: 2, ConnectingDown: 1}}, nil
-			},
-		})
-		p.HandleDrained(false)
-		p.HandleDrained(false)
-		if len(got.losses) != 2 {
-			t.Fatalf("%d losses", len(got.losses))
+		loss := []connection.Loss{{Role: connection.Client, Closed: 3, OpenDown: 2, ConnectingDown: 1}}
+		o := Options{
+			Limit: 10, Clock: ticking(), Identify: identify, LossSinks: []LossSink{got},
+			Losses: func() ([]connection.Loss, error) { return slices.Clone(loss), nil },
 		}
-		first, second := got.losses[0][0], got.losses[1][0]
-		if down := first.OpenDown + first.ConnectingDown; first.Closed != 3 || (down == 0) != (inherited != 0) {
-			t.Errorf("inherited %d: the first is %+v", inherited, first)
+		fails := true
+		if inherits {
+			o.Inherit = func() ([]connection.Loss, uint64, error) {
+				if fails {
+					return slices.Clone(loss), 0, errors.New("no")
+				}
+				return slices.Clone(loss), 7, nil
+			}
 		}
-		if second.Closed != 3 || second.OpenDown != 2 || second.ConnectingDown != 1 {
-			t.Errorf("inherited %d: the second is %+v", inherited, second)
+		p := New(o)
+		p.HandleDrained(false)
+		p.HandleDrained(true) // and looks twice if it inherits, the second time in vain
+		fails = false
+		p.HandleDrained(true)
+		before := len(got.losses)
+		if want := map[bool]int{false: 3, true: 5}[inherits]; before != want {
+			t.Fatalf("inherits %v: %d losses, want %d", inherits, before, want)
+		}
+		p.HandleDrained(true)
+		for i, losses := range got.losses {
+			l := losses[0]
+			gauges := !inherits || i >= before
+			if l.Closed != 3 || gauges != (l.OpenDown == 2) || gauges != (l.ConnectingDown == 1) || !gauges && l.OpenDown+l.ConnectingDown != 0 {
+				t.Errorf("inherits %v: loss %d is %+v", inherits, i, l)
+			}
 		}
 	}
 }

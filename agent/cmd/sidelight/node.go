@@ -116,7 +116,7 @@ func (n *node) prepare(ctx context.Context, options nodeOptions) error {
 		Limit: n.config.MaxConnections, Clock: event.MeasureClock, Identify: n.enricher.Identify,
 		Sinks: sinks, Finished: n.finished(n.config.Budget.Slow), Wanted: n.wanted(),
 		Losses: n.losses, LossSinks: []pipeline.LossSink{n.edges},
-		Sweep: n.tracedSweep, SweepInterval: n.config.ReportInterval, Inherited: n.inherited(), Again: n.succession.takeAgain,
+		Sweep: n.tracedSweep, SweepInterval: n.config.ReportInterval, Inherit: n.inherit(), Again: n.succession.takeAgain,
 	})
 	return nil
 }

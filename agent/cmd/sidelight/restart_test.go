@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -76,6 +77,52 @@ func TestRestart(t *testing.T) {
 	if _, err := os.Stat(l.pins); !os.IsNotExist(err) {
 		t.Errorf("pins are left: %v", err)
 	}
+}
+
+// TestRestartAfterOverflow has the ring overflow while no agent is there, with the beginnings of connections in it whose ends are lost: what is open is in the gauges of the next
+// agent, and nothing else.
+func TestRestartAfterOverflow(t *testing.T) {
+	needRoot(t)
+	cgroup := newCgroup(t, "client", "server")
+	p := newPeers(t, cgroup)
+	l := newLasting(t, cgroup, "--config", writeConfig(t, "ring_bytes: 4096"))
+	const held, parallel, more = 7, 20, 300
+	client := filepath.Join(cgroup, "client")
+	to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), p.port)
+	until := filepath.Join(t.TempDir(), "until")
+	hold := func() *process {
+		return startScript(t, p.ns, client, script{Addr: to, Ending: clientHolds, Count: held, Parallel: held, Request: 100, Response: 1000, Until: until})
+	}
+	open := func(each uint64) func() error {
+		return l.wants(map[string]uint64{
+			`sidelight_tcp_connection_open{role="client"}`: each, `sidelight_tcp_connection_open{role="server"}`: each,
+			`sidelight_tcp_connection_connecting{role="client"}`: 0,
+		})
+	}
+	l.restart()
+	before := hold()
+	eventually(t, "what is open", open(held))
+	for _, ends := range []func(){func() { l.stop() }, func() { l.kill() }} {
+		ends()
+		runScript(t, p.ns, client, script{Addr: to, Ending: clientCloses, Count: more, Parallel: parallel, Request: 100, Response: 1000})
+		l.restart()
+		eventually(t, "what is open after an overflow", func() error {
+			if r := l.audit(); r.Kernel.Aggregated == 0 || r.Kernel.Live() != 2*held {
+				return fmt.Errorf("%d lost closes, %d live", r.Kernel.Aggregated, r.Kernel.Live())
+			}
+			return open(held)()
+		})
+	}
+	during := hold()
+	eventually(t, "what is open with more", open(2*held))
+	writeFile(t, until, "")
+	before.end()
+	during.end()
+	eventually(t, "nothing is open", open(0))
+	if r := l.audit(); r.Unaccounted != 0 || r.Kernel.Closed["client"] != 2*held+2*more || r.Kernel.Closed["server"] != 2*held+2*more {
+		t.Errorf("%+v", r)
+	}
+	l.stop()
 }
 
 // TestRestartWithoutBackend stops an agent whose pipeline has taken nothing and has no queue: what it read stays in the ring, and goes out with the next.

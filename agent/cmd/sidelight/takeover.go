@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sidelight-mesh/sidelight/agent/config"
+	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/agent/datapath"
 	"github.com/sidelight-mesh/sidelight/agent/status"
 )
@@ -98,12 +99,28 @@ func (n *node) letGo(err error) (keep bool) {
 	return false
 }
 
-// inherited is when this agent began to count for a kernel side that others counted for before; 0: it is the first.
-func (n *node) inherited() uint64 {
+// mostLossReads is how often it is tried to find a moment about which nothing is lost.
+const mostLossReads = 100
+
+// inherit is for a kernel side that others counted for before: see pipeline.Options.Inherit. nil: this agent is the first.
+func (n *node) inherit() func() ([]connection.Loss, uint64, error) {
 	if !n.datapath.Resumed() {
-		return 0
+		return nil
 	}
-	return datapath.Monotonic()
+	return func() (all []connection.Loss, until uint64, err error) {
+		for range mostLossReads {
+			losses, err := n.datapath.Losses()
+			if all = append(all, losses...); err != nil {
+				return all, until, err
+			}
+			until = datapath.Monotonic()
+			losses, err = n.datapath.Losses()
+			if all = append(all, losses...); err != nil || len(losses) == 0 {
+				return all, until, err // the first read has all that was lost until then
+			}
+		}
+		return all, until, nil
+	}
 }
 
 // commit makes sure that this agent works, and gives up the way back. If it does not, the programs before it are put back.

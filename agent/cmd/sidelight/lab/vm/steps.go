@@ -54,7 +54,7 @@ func steps(patience int) []step {
 			"TestMeshBypass", "TestMeshLocality", "TestMeshPriority", "TestMeshOutliers", "TestMeshHealthChecks", "TestMeshDraining", "TestMeshReload",
 			"TestMeshCgroupsLater", "TestMeshHammer", "TestMeshListeners", "TestMeshRivals", "TestMeshSums", "TestMeshConnecting",
 			"TestMeshNowhere", "TestMeshIdentityUnderWay", "TestMeshListenersTaken", "TestMeshLeaksOfMemory", "TestMeshAllowedStays",
-			"TestRestart", "TestSince", "TestRestartWithoutBackend", "TestMeshRestarts", "TestMeshEjectionsLast", "TestRingChanges", "TestLayoutChangeHolds", "TestLayoutChangeOfMesh", "TestLayoutChangeSums", "TestLayoutChangeAdopted", "TestLayoutChangeVerdicts", "TestPinFaults", "TestPinReadOnly", "TestFailClosed",
+			"TestRestart", "TestRestartAfterOverflow", "TestSince", "TestRestartWithoutBackend", "TestMeshRestarts", "TestMeshEjectionsLast", "TestRingChanges", "TestLayoutChangeHolds", "TestLayoutChangeOfMesh", "TestLayoutChangeSums", "TestLayoutChangeAdopted", "TestLayoutChangeVerdicts", "TestPinFaults", "TestPinReadOnly", "TestFailClosed",
 		}, env: []string{"SIDELIGHT_TEST_PATIENCE=" + strconv.Itoa(patience)}},
 	}
 	for i, s := range all {
