@@ -227,6 +227,7 @@ func latencies(ctx context.Context, o figure.Options) (figures []figure.Figure, 
 		{"mesh_silent", ours(options{noFirstBytes: true, silent: true})},
 		{"mesh_no_first_bytes", ours(options{noFirstBytes: true})},
 		{"mesh", ours(options{})},
+		{"mesh_traced", ours(options{traced: true})},
 	}
 	var sessions []*session
 	defer func() {
