@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"time"
+	"unicode/utf8"
 )
 
 // Config is everything that a user can set. Default gives a complete one.
@@ -73,6 +74,8 @@ type Config struct {
 type Prometheus struct {
 	// IstioAliases shows the connections and bytes of edges under Istio's names, too.
 	IstioAliases bool `yaml:"istio_aliases"`
+	// IstioCluster is the cluster of workloads for which the mesh names none, under Istio's names.
+	IstioCluster string `yaml:"istio_cluster"`
 }
 
 // OTLP is where to send the three signals. Nothing is sent while no endpoint is set.
@@ -150,6 +153,7 @@ func Default() Config {
 		AccessLog:      "off",
 		LogLevel:       "info",
 		MetricsAddress: "127.0.0.1:9464",
+		Prometheus:     Prometheus{IstioCluster: "Kubernetes"}, // as Istio and Kiali call the only one
 		StateDirectory: "/var/lib/sidelight",
 		PinDirectory:   "/sys/fs/bpf/sidelight",
 		OnExit:         OnExitAuto,
@@ -198,6 +202,9 @@ func (c *Config) Validate() error {
 		fault("metrics_address: %q is no port; use a number from 0 to 65535, 0 for any free one", port)
 	} else if host == "" {
 		fault("metrics_address: %q has no host; name an address, or 0.0.0.0:%d to listen on all of them on purpose", c.MetricsAddress, n)
+	}
+	if c.Prometheus.IstioCluster == "" || len(c.Prometheus.IstioCluster) > 256 || !utf8.ValidString(c.Prometheus.IstioCluster) {
+		fault("prometheus.istio_cluster: %q is no name of a cluster; use up to 256 bytes of UTF-8, such as Kubernetes", c.Prometheus.IstioCluster)
 	}
 	within := func(key string, value, least, most time.Duration) {
 		if value < least || value > most {

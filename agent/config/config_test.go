@@ -55,6 +55,15 @@ var faults = []fault{
 		`metrics_address: "" is not HOST:PORT; use for example 127.0.0.1:9464`,
 	},
 	{
+		"no cluster", func(c *Config) { c.Prometheus.IstioCluster = "" },
+		`prometheus.istio_cluster: "" is no name of a cluster; use up to 256 bytes of UTF-8, such as Kubernetes`,
+	},
+	{
+		"a cluster that is no text", func(c *Config) { c.Prometheus.IstioCluster = "\xff" },
+		`prometheus.istio_cluster: "\xff" is no name of a cluster; use up to 256 bytes of UTF-8, such as Kubernetes`,
+	},
+	{"a long cluster", func(c *Config) { c.Prometheus.IstioCluster = strings.Repeat("c", 256) }, ""},
+	{
 		"address without port", func(c *Config) { c.MetricsAddress = "127.0.0.1" },
 		`metrics_address: "127.0.0.1" is not HOST:PORT; use for example 127.0.0.1:9464`,
 	},

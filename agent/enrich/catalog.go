@@ -13,7 +13,7 @@ type Catalog struct{ now atomic.Pointer[catalogView] }
 
 type catalogView struct {
 	workloads map[model.Name]*About
-	hosts     map[model.Name]string
+	services  map[model.Name]string // their host names
 }
 
 // About is what there is to know of a workload.
@@ -33,7 +33,7 @@ func NewCatalog() *Catalog {
 
 // SetSnapshot replaces all of it.
 func (c *Catalog) SetSnapshot(s *model.Snapshot) {
-	view := &catalogView{workloads: make(map[model.Name]*About, len(s.Workloads)), hosts: make(map[model.Name]string)}
+	view := &catalogView{workloads: make(map[model.Name]*About, len(s.Workloads)), services: make(map[model.Name]string, len(s.Services))}
 	owners := make(map[netip.Addr]model.Name)
 	for i := range s.Workloads {
 		w := &s.Workloads[i]
@@ -43,9 +43,7 @@ func (c *Catalog) SetSnapshot(s *model.Snapshot) {
 		}
 	}
 	for i := range s.Services {
-		if v := &s.Services[i]; v.Hostname != "" {
-			view.hosts[labels(v.Name)] = label(v.Hostname)
-		}
+		view.services[labels(s.Services[i].Name)] = label(s.Services[i].Hostname)
 	}
 	several := make(map[*About]struct{})
 	serves := func(workload model.Name, service Service) {
@@ -83,9 +81,10 @@ func (c *Catalog) Workload(namespace, name string) *About {
 	return c.now.Load().workloads[model.Name{Namespace: namespace, Name: name}]
 }
 
-// Host returns the host name of a service; empty: the mesh gives it none.
-func (c *Catalog) Host(namespace, name string) string {
-	return c.now.Load().hosts[model.Name{Namespace: namespace, Name: name}]
+// Host returns the host name of a service, which is empty where the mesh gives it none, and whether the mesh has it.
+func (c *Catalog) Host(namespace, name string) (host string, known bool) {
+	host, known = c.now.Load().services[model.Name{Namespace: namespace, Name: name}]
+	return host, known
 }
 
 // Label returns the first of these labels that the workload has with a value; empty: none.

@@ -12,7 +12,7 @@ func TestCatalog(t *testing.T) {
 	name := func(namespace, name string) model.Name { return model.Name{Namespace: namespace, Name: name} }
 	long := strings.Repeat("x", 300)
 	c := NewCatalog()
-	if c.Workload("shop", "web") != nil || c.Host("shop", "web") != "" {
+	if _, known := c.Host("shop", "web"); known || c.Workload("shop", "web") != nil {
 		t.Error("there is something in an empty one")
 	}
 	c.SetSnapshot(&model.Snapshot{
@@ -72,10 +72,12 @@ func TestCatalog(t *testing.T) {
 			t.Errorf("the label %v is %q, want %q", want.keys, got, want.value)
 		}
 	}
-	if got := c.Host("shop", "web"); got != "web.example.com" {
-		t.Errorf("the host is %q", got)
-	}
-	if got := c.Host("shop", "cart"); got != "" {
-		t.Errorf("a service without a host name has %q", got)
+	for _, want := range []struct {
+		name, host string
+		known      bool
+	}{{"web", "web.example.com", true}, {"cart", "", true}, {"a", "", false}} {
+		if host, known := c.Host("shop", want.name); host != want.host || known != want.known {
+			t.Errorf("the host of %s is %q, %v, want %q, %v", want.name, host, known, want.host, want.known)
+		}
 	}
 }

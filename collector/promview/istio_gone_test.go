@@ -41,7 +41,7 @@ func (a *aging) connection(role connection.Role, local, peer, address string, re
 
 func (a *aging) scrape(t *testing.T) map[string][]series {
 	t.Helper()
-	read := scraped(t, gather(t, New(a.Snapshot, clock).IstioAliases(true)))
+	read := scraped(t, gather(t, New(a.Snapshot, clock).IstioAliases("Kubernetes", nil)))
 	consistent(t, read)
 	return read
 }
@@ -73,15 +73,11 @@ func TestIstioKeepsWhatIsFolded(t *testing.T) {
 	table.now += time.Minute
 	table.connection(connection.Client, "web", "cart", ipv6, connection.ResetByPeer)
 	expect("two that are one", 4, 0)
-	first := created(t, table)
 	table.connection(connection.Client, "new", "cart", ipv4, connection.OK)
 	if n := table.Counts().Evicted; n != 1 {
 		t.Fatalf("%d are folded", n)
 	}
 	expect("one is folded", 4, 0)
-	if now := created(t, table); now != first {
-		t.Errorf("it counts since %v, and before since %v", now, first)
-	}
 	table.connection(connection.Client, "web", "cart", ipv6, connection.OK)
 	expect("the other goes on", 5, 0)
 
@@ -108,21 +104,6 @@ func TestIstioKeepsWhatIsFolded(t *testing.T) {
 	table.now += time.Minute
 	table.connection(connection.Client, "web", "cart", ipv4, connection.OK)
 	expect("it comes back", 1, 7) // and new, which had 2, is folded
-}
-
-// created is when the sums of web begin.
-func created(t *testing.T, table *aging) (at time.Time) {
-	t.Helper()
-	for _, f := range gather(t, New(table.Snapshot, clock).IstioAliases(true)) {
-		for _, m := range f.GetMetric() {
-			for _, l := range m.GetLabel() {
-				if f.GetName() == opened && l.GetName() == "source_workload" && l.GetValue() == "web" {
-					at = m.GetCounter().GetCreatedTimestamp().AsTime()
-				}
-			}
-		}
-	}
-	return at
 }
 
 // No series of Istio's falls while it is there, whatever is folded, and together they are always ours.

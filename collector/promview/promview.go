@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
+	"github.com/sidelight-mesh/sidelight/agent/enrich"
 	"github.com/sidelight-mesh/sidelight/collector/edge"
 )
 
@@ -70,12 +71,10 @@ func New(edges func() edge.Snapshot, clock func() connection.Clock) *View {
 	}
 }
 
-// IstioAliases has the view show the same edges under Istio's names, too; for the table they are IstioName. It is called before the view is registered.
-func (v *View) IstioAliases(on bool) *View {
-	v.istio = nil
-	if on {
-		v.istio = newIstio()
-	}
+// IstioAliases has the view show the same edges under Istio's names, too; for the table they are IstioName. Workloads of which the mesh does not say the
+// cluster are in this one; without a mesh it is nil. It is called before the view is registered.
+func (v *View) IstioAliases(cluster string, mesh *enrich.Catalog) *View {
+	v.istio = newIstio(cluster, mesh)
 	return v
 }
 

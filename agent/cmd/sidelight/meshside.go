@@ -24,6 +24,7 @@ type meshSide struct {
 	file     *controlplane.File
 	outliers *outlier.State
 	names    *enrich.Mesh
+	catalog  *enrich.Catalog // nil: nobody asks
 	logger   *slog.Logger
 	memory   meshMemory
 	outs     outlierMemory
@@ -217,6 +218,9 @@ func (m *meshSide) applyLocked(s *model.Snapshot) error {
 	}
 	if s != m.snapshot || first {
 		m.names.SetSnapshot(s)
+		if m.catalog != nil {
+			m.catalog.SetSnapshot(s)
+		}
 		m.outliers.SetSnapshot(s)
 	}
 	// After an agent before this one, policies may be others than what is open was allowed by.

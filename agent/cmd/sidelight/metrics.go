@@ -13,6 +13,7 @@ import (
 
 	"github.com/sidelight-mesh/sidelight/agent/account"
 	"github.com/sidelight-mesh/sidelight/agent/connection"
+	"github.com/sidelight-mesh/sidelight/agent/enrich"
 	"github.com/sidelight-mesh/sidelight/agent/event"
 	"github.com/sidelight-mesh/sidelight/collector/meshreceiver"
 	"github.com/sidelight-mesh/sidelight/collector/promview"
@@ -22,8 +23,16 @@ import (
 // metrics returns the handler of /metrics: the edges, and the node itself.
 func (n *node) metrics() (http.Handler, error) {
 	registry := prometheus.NewRegistry()
+	edges := promview.New(n.snapshot, event.MeasureClock)
+	if n.config.Prometheus.IstioAliases {
+		var mesh *enrich.Catalog
+		if n.mesh != nil {
+			mesh = n.mesh.catalog
+		}
+		edges.IstioAliases(n.config.Prometheus.IstioCluster, mesh)
+	}
 	for _, c := range []prometheus.Collector{
-		promview.New(n.snapshot, event.MeasureClock).IstioAliases(n.config.Prometheus.IstioAliases),
+		edges,
 		promview.NewSelf(n.readSelf),
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),

@@ -13,6 +13,7 @@ import (
 
 	"github.com/sidelight-mesh/sidelight/agent/config"
 	"github.com/sidelight-mesh/sidelight/agent/datapath"
+	"github.com/sidelight-mesh/sidelight/agent/enrich"
 	"github.com/sidelight-mesh/sidelight/agent/event"
 	"github.com/sidelight-mesh/sidelight/agent/pipeline"
 	"github.com/sidelight-mesh/sidelight/agent/status"
@@ -72,6 +73,9 @@ func (n *node) prepare(ctx context.Context, options nodeOptions) error {
 	}
 	if n.mesh, err = newMeshSide(&n.config.Mesh, n.config.StateDirectory, n.bootID, n.logger); err != nil {
 		return err
+	}
+	if n.mesh != nil && n.config.Prometheus.IstioAliases {
+		n.mesh.catalog = enrich.NewCatalog()
 	}
 	n.boot = attribute.NewBoot(n.bootID)
 	n.tail = tail.New(n.boot)

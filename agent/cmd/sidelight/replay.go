@@ -82,8 +82,8 @@ type replayer struct {
 	player  *event.Player
 	replay  *recording.Replay
 	metrics io.WriteCloser // nil if nobody wants them
-	aliases bool           // Istio's, in metrics
-	state   string         // directory of the collector's queue
+	names   config.Prometheus
+	state   string // directory of the collector's queue
 	logger  *slog.Logger
 }
 
@@ -114,7 +114,7 @@ func (r *replayer) prepare(ctx context.Context, c *config.Config, file, metrics 
 	if err := r.open(c, boot); err != nil {
 		return err
 	}
-	r.aliases = c.Prometheus.IstioAliases
+	r.names = c.Prometheus
 	switch metrics {
 	case "":
 	case "-":
@@ -192,7 +192,11 @@ func (r *replayer) writeMetrics() error {
 		return nil
 	}
 	registry := prometheus.NewRegistry()
-	if err := registry.Register(promview.New(r.edges.Snapshot, r.replay.Clock).IstioAliases(r.aliases)); err != nil {
+	edges := promview.New(r.edges.Snapshot, r.replay.Clock)
+	if r.names.IstioAliases {
+		edges.IstioAliases(r.names.IstioCluster, nil) // a recording has no mesh
+	}
+	if err := registry.Register(edges); err != nil {
 		return err
 	}
 	families, err := registry.Gather()
