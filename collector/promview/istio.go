@@ -34,9 +34,10 @@ import (
 // What nobody knows is "unknown", as in Istio.
 //
 // Series are told apart by istioKey, which has names only. All else is a function of these names, looked up at the scrape, and none of it can make one
-// series of two. When the mesh gives a workload other labels, its series end and others begin, with the whole of their sums: nothing falls, a rate counts
-// nothing twice, and nothing is there twice at any moment. That would not be so with the time since when they count, from which Prometheus can
-// make a zero before the first sample: the past would be an increase once more. So Istio's names have none, as with Istio.
+// series of two. When the mesh gives a workload other labels, its series end and others begin, with the whole of their sums: nothing falls, nothing is
+// there twice at any moment, and a rate counts nothing twice, unless the mesh goes forth and back within its range. That would not be so with the time since
+// when they count, from which Prometheus can make a zero before the first sample: the past would be an increase once more. So Istio's names have none, as
+// with Istio.
 
 const (
 	istioUnknown = "unknown"

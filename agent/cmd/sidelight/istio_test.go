@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"fmt"
+	"maps"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -122,4 +124,62 @@ func TestIstioAliasesLive(t *testing.T) {
 			t.Errorf("%s of the client is %v, want %v", name, got, want)
 		}
 	}
+}
+
+// istioEnds are the series of connections opened between two workloads of demo, by who tells: what they say of either end, and their value.
+func istioEnds(t *testing.T, metrics, source, destination string) map[string]string {
+	t.Helper()
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(strings.NewReader(metrics))
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := make(map[string]string)
+	for _, m := range families["istio_tcp_connections_opened_total"].GetMetric() {
+		of := make(map[string]string)
+		for _, l := range m.GetLabel() {
+			of[l.GetName()] = l.GetValue()
+		}
+		if of["source_workload"] != source || of["destination_workload"] != destination {
+			continue
+		}
+		var values []string
+		for _, side := range []string{"source", "destination"} {
+			for _, label := range []string{"_app", "_version", "_canonical_service", "_canonical_revision", "_cluster"} {
+				values = append(values, of[side+label])
+			}
+		}
+		said[of["reporter"]] = fmt.Sprint(values, of["destination_service"], " ", m.GetCounter().GetValue())
+	}
+	return said
+}
+
+// TestIstioAliasesOfMesh has both ends of connections of a mesh tell the same, and follow it when it gives a workload another version.
+func TestIstioAliasesOfMesh(t *testing.T) {
+	w := newMeshWorld(t, "web", "shop")
+	w.servers("shop", serverV4(1))
+	mesh := func(version string) string {
+		text := strings.Replace(shopMesh(), "kind: Service\nmetadata: {name: shop, namespace: demo}\nspec: {", "kind: Service\nmetadata: {name: shop, namespace: demo}\nspec: {hostname: shop.example.com, ", 1)
+		text = strings.Replace(text, "labels: {app: shop}", "labels: {app: shop, app.kubernetes.io/name: cart, version: "+version+"}", 1)
+		return strings.Replace(text, "spec: {identity: web, ", "spec: {cluster: north, addresses: [127.0.0.7], identity: web, ", 1)
+	}
+	w.run(mesh("v1"), "prometheus: {istio_aliases: true, istio_cluster: south}")
+	c := w.client("web")
+	expect := func(version, opened string) {
+		t.Helper()
+		w.agent.waitClosed()
+		metrics := w.agent.metrics()
+		sameByIstiosNames(t, metrics)
+		said := "[web unknown web latest north shop " + version + " cart " + version + " south]shop.example.com " + opened
+		if got, want := istioEnds(t, metrics, "web", "shop"), map[string]string{"source": said, "destination": said}; !maps.Equal(got, want) {
+			t.Errorf("\ngot  %v\nwant %v", got, want)
+		}
+	}
+	w.expect("a service", c.do(meshOrder{To: to(serviceV4(1), 80), Count: 10, Bind: "127.0.0.7"}), only(serverV4(1), 10), nil)
+	expect("v1", "10")
+	w.change(mesh("v2"))
+	expect("v2", "10")
+	w.expect("a service", c.do(meshOrder{To: to(serviceV4(1), 80), Count: 5, Bind: "127.0.0.7"}), only(serverV4(1), 5), nil)
+	expect("v2", "15")
+	w.finish()
 }
