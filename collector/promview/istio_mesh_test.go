@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/sidelight-mesh/sidelight/agent/connection"
@@ -252,7 +253,7 @@ func TestIstioNeverFallsWhateverTheMesh(t *testing.T) {
 	names := []string{"web", "cart", "unknown", "external", edge.Overflow}
 	before := make(map[string]float64)
 	changed, kept := 0, 0
-	for range 200 {
+	for range 80 {
 		table.now += 10e9
 		if random.IntN(5) == 0 {
 			changed++
@@ -293,6 +294,34 @@ func TestIstioNeverFallsWhateverTheMesh(t *testing.T) {
 	if changed == 0 || kept == 0 {
 		t.Errorf("the mesh changed %d times, %d were kept", changed, kept)
 	}
+}
+
+// Scrapes at the same time, of a mesh that changes meanwhile, each have the labels of one mesh or the other.
+func TestIstioScrapesAtOnce(t *testing.T) {
+	mesh := enrich.NewCatalog()
+	versions := []string{"v1", "v2"}
+	set := func(version string) {
+		mesh.SetSnapshot(&model.Snapshot{Workloads: []model.Workload{{Name: shop("web"), Labels: map[string]string{"version": version}}}})
+	}
+	set(versions[0])
+	edges := []edge.Edge{{Key: edge.Key{Role: connection.Client, LocalWorkload: "web", LocalNamespace: "shop", PeerWorkload: "web", PeerNamespace: "shop"}}}
+	view := New(func() edge.Snapshot { return edge.Snapshot{Edges: edges} }, clock).IstioAliases("Kubernetes", mesh)
+	var scrapes sync.WaitGroup
+	for range 4 {
+		scrapes.Go(func() {
+			for range 50 {
+				for _, s := range scraped(t, gather(t, view))[opened] {
+					if v := s.labels["source_version"]; !slices.Contains(versions, v) || v != s.labels["destination_version"] {
+						t.Errorf("the versions are %s and %s", v, s.labels["destination_version"])
+					}
+				}
+			}
+		})
+	}
+	for i := range 200 {
+		set(versions[i%2])
+	}
+	scrapes.Wait()
 }
 
 // The labels of each family are those of all four, so that queries can be written with any, and none has a series more than there are names and flags.
