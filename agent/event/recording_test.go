@@ -254,7 +254,7 @@ func TestNotARecording(t *testing.T) {
 		{"mistyped", strings.Replace(file, `"node"`, "3", 1), "read its first line: "},
 		{
 			"other ABI", strings.Replace(file, fmt.Sprintf(`"abi_version":%d`, bpf.ABIVersion), `"abi_version":2`, 1),
-			fmt.Sprintf("its events have the layout 2, this program reads %d; replay it with sidelight v1, which has made it", bpf.ABIVersion),
+			fmt.Sprintf("its events have the layout 2, this program reads %d to %d; replay it with sidelight v1, which has made it", bpf.OldestABIVersion, bpf.ABIVersion),
 		},
 		{"big endian", strings.Replace(file, `"little"`, `"big"`, 1), `its byte order is "big"`},
 	} {

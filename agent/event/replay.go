@@ -66,8 +66,8 @@ func NewPlayer(in io.Reader) (*Player, error) {
 	}
 	switch {
 	case h.ABIVersion < bpf.OldestABIVersion || h.ABIVersion > bpf.ABIVersion:
-		return nil, fmt.Errorf("read recording: its events have the layout %d, this program reads %d; replay it with sidelight %s, which has made it",
-			h.ABIVersion, bpf.ABIVersion, h.Version)
+		return nil, fmt.Errorf("read recording: its events have the layout %d, this program reads %d to %d; replay it with sidelight %s, which has made it",
+			h.ABIVersion, bpf.OldestABIVersion, bpf.ABIVersion, h.Version)
 	case h.ByteOrder != byteOrder:
 		return nil, fmt.Errorf("read recording: its byte order is %q, this program reads %q only", h.ByteOrder, byteOrder)
 	}

@@ -315,8 +315,15 @@ func (m *mix) verifyKernel(kernel map[string]uint64, told ledger) {
 // twiceOfServers says that what a counter has above what was made can be of servers: a machine so slow that an answer takes longer than the timer of the
 // SYN sees it twice. What a server begins for the second SYN fails when it meets the reset of a client that has finished (tcp_check_req). And of a second ACK,
 // on another CPU at the same time, a second socket is made and counted, and then undone, because it comes too late for the request
-// (inet_csk_complete_hashdance). So there are no more of either than SYNs and SYN-ACKs that were sent again.
+// (inet_csk_complete_hashdance). So there are no more of either than SYNs and SYN-ACKs that were sent again. What it sends again of a handshake that it
+// gives up then is no connection's; and which of the segments that were sent again were SYNs, a connection without state cannot tell when it has opened.
 func twiceOfServers(counter string, kernel map[string]uint64, made uint64) bool {
-	return emulatedMachine() && (counter == "TcpAttemptFails" || counter == "TcpPassiveOpens") && kernel[counter] > made &&
-		kernel[counter]-made <= kernel["TcpExtTCPSynRetrans"]
+	if !emulatedMachine() || kernel[counter] <= made {
+		return false
+	}
+	switch counter {
+	case "TcpAttemptFails", "TcpPassiveOpens", "TcpRetransSegs":
+		return kernel[counter]-made <= kernel["TcpExtTCPSynRetrans"]
+	}
+	return counter == "TcpExtTCPSynRetrans"
 }
