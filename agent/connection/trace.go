@@ -60,7 +60,17 @@ func (e *Event) TraceID() TraceID {
 func (e *Event) Trace() Trace {
 	id := e.TraceID()
 	sum := sha256.Sum256(id[:])
-	return Trace{ID: id, ClientSpan: [8]byte(sum[:8]), ServerSpan: [8]byte(sum[8:16])}
+	t := Trace{ID: id, ClientSpan: [8]byte(sum[:8]), ServerSpan: [8]byte(sum[8:16])}
+	if e.Role == Server && e.Flags&TraceTold != 0 {
+		// Nobody else has to know it, and who sends one id time and again is not to make spans that have one id.
+		var own [32]byte
+		copy(own[:], id[:])
+		binary.BigEndian.PutUint64(own[16:], e.Key.Cookie)
+		binary.BigEndian.PutUint64(own[24:], e.Key.StartNS)
+		sum = sha256.Sum256(own[:])
+		t.ServerSpan = [8]byte(sum[:8])
+	}
+	return t
 }
 
 // Span returns the id of the local end's span.

@@ -95,8 +95,14 @@ func TestTraceTold(t *testing.T) {
 		Role: Server, Local: netip.MustParseAddrPort("192.0.2.1:80"), Peer: netip.MustParseAddrPort("192.0.2.9:1024"),
 		Flags: TraceTold, ToldTraceID: sent.TraceID(),
 	}
-	if found.Trace() != sent.Trace() {
-		t.Errorf("the server's names are %x, the client's %x", found.Trace(), sent.Trace())
+	if a, b := found.Trace(), sent.Trace(); a.ID != b.ID || a.ClientSpan != b.ClientSpan {
+		t.Errorf("the server's names are %x, the client's %x", a, b)
+	}
+	// Two that were told the same are two.
+	other := found
+	other.Key.Cookie++
+	if other.Trace().ServerSpan == found.Trace().ServerSpan || other.Trace().ClientSpan != found.Trace().ClientSpan {
+		t.Error("two connections that were told one id have one span")
 	}
 	found.Flags = 0
 	if found.TraceID() == sent.TraceID() || found.TraceID() == (TraceID{}) {

@@ -64,8 +64,9 @@ type Datapath struct {
 	mesh    meshState
 	version string
 	ledger  *Ledger
-	// traceWith is Options.TraceWith.
-	traceWith []netip.Prefix
+	// traceWith is Options.TraceWith, traceBefore what was there before; nil: it was not looked at.
+	traceWith   []netip.Prefix
+	traceBefore map[bpf.TraceBlock]uint32
 
 	pins  *pins // nil: nothing is pinned
 	ring  rings
@@ -427,11 +428,14 @@ func (d *Datapath) SetSilent(kinds []connection.Kind) error {
 // before.
 func (d *Datapath) Attach() error {
 	d.ledger.Alive() // before a program asks
-	if err := setTraceBlocks(d.objects.TraceBlocks, d.traceWith); err != nil {
-		return err
+	if err := d.useTraceBlocks(); err != nil {
+		return errors.Join(err, d.restoreTraceBlocks())
 	}
 	if d.carry != nil {
 		if err := d.attachCarrying(); err != nil {
+			if !d.took {
+				err = errors.Join(err, d.restoreTraceBlocks())
+			}
 			return err
 		}
 		d.begin()

@@ -27,31 +27,67 @@ func traceBlock(of netip.Prefix) bpf.TraceBlock {
 	return bpf.TraceBlock{PrefixBits: uint32(bits), Addr: of.Addr().As16()}
 }
 
-// setTraceBlocks makes the map hold these blocks and no other. What is not wanted goes first: a program that looks meanwhile finds less, never more.
-func setTraceBlocks(m *ebpf.Map, blocks []netip.Prefix) error {
-	wanted := make(map[bpf.TraceBlock]bool, len(blocks))
+// wantedTraceBlocks are the map's entries. A block of IPv6 that has all of IPv4 in it, by the kernel's way to look for it, is not meant to.
+func wantedTraceBlocks(blocks []netip.Prefix) map[bpf.TraceBlock]uint32 {
+	all := make(map[bpf.TraceBlock]uint32, len(blocks))
+	mapped := netip.MustParsePrefix("::ffff:0:0/96")
 	for _, b := range blocks {
-		wanted[traceBlock(b)] = true
-	}
-	var key bpf.TraceBlock
-	var value uint32
-	var gone []bpf.TraceBlock
-	all := m.Iterate()
-	for all.Next(&key, &value) {
-		if !wanted[key] {
-			gone = append(gone, key)
+		if b.Bits() <= mapped.Bits() && b.Contains(mapped.Addr()) {
+			all[traceBlock(mapped)] = 0
 		}
 	}
-	if err := all.Err(); err != nil {
-		return fmt.Errorf("read blocks of peers to exchange trace ids with: %w", err)
+	for _, b := range blocks {
+		all[traceBlock(b)] = 1
 	}
-	for _, key := range gone {
+	return all
+}
+
+func traceBlocks(m *ebpf.Map) (map[bpf.TraceBlock]uint32, error) {
+	found := make(map[bpf.TraceBlock]uint32)
+	var key bpf.TraceBlock
+	var value uint32
+	all := m.Iterate()
+	for all.Next(&key, &value) {
+		found[key] = value
+	}
+	if err := all.Err(); err != nil {
+		return nil, fmt.Errorf("read blocks of peers to exchange trace ids with: %w", err)
+	}
+	return found, nil
+}
+
+// useTraceBlocks puts Options.TraceWith into the map, and remembers what was there.
+func (d *Datapath) useTraceBlocks() (err error) {
+	if d.traceBefore, err = traceBlocks(d.objects.TraceBlocks); err != nil {
+		return err
+	}
+	return setTraceBlocks(d.objects.TraceBlocks, wantedTraceBlocks(d.traceWith))
+}
+
+// restoreTraceBlocks is for a way back: the programs before look into the same map.
+func (d *Datapath) restoreTraceBlocks() error {
+	if d.traceBefore == nil {
+		return nil
+	}
+	return setTraceBlocks(d.objects.TraceBlocks, d.traceBefore)
+}
+
+// setTraceBlocks makes the map hold these entries and no other. What is not wanted goes first: a program that looks meanwhile finds less, never more.
+func setTraceBlocks(m *ebpf.Map, wanted map[bpf.TraceBlock]uint32) error {
+	all, err := traceBlocks(m)
+	if err != nil {
+		return err
+	}
+	for key := range all {
+		if _, stays := wanted[key]; stays {
+			continue
+		}
 		if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("take away a block of peers to exchange trace ids with: %w", err)
 		}
 	}
-	for key := range wanted {
-		if err := m.Put(key, uint32(1)); err != nil {
+	for key, value := range wanted {
+		if err := m.Put(key, value); err != nil {
 			return fmt.Errorf("set a block of peers to exchange trace ids with: %w", err)
 		}
 	}

@@ -120,7 +120,7 @@ func (d *Datapath) Rollback() error {
 		d.keep = true // nothing is taken off that somebody's policies are in
 		return errors.New("there is no way back to the programs before, which work with other maps: these stay")
 	}
-	errs := []error{d.mesh.rollback()}
+	errs := []error{d.mesh.rollback(), d.restoreTraceBlocks()}
 	d.linksMu.Lock()
 	defer d.linksMu.Unlock()
 	for i := len(d.links) - 1; i >= 0; i-- {

@@ -174,7 +174,7 @@ static __always_inline void connection_established(const bool in_mesh, const boo
 		account_add(traced_closed);
 	}
 	if (traced)
-		trace_end(ctx);
+		trace_end(ctx, conn, true);
 	callbacks_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG | first_bytes_flag());
 	emit_event(conn, decided, MESH_ESTABLISHED, tells, now);
 }
@@ -247,8 +247,10 @@ static __always_inline void connection_segment(const bool traced, struct bpf_soc
 		return;
 	}
 	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
-	if (!conn)
+	if (!conn) {
+		stateless_segment(ctx);
 		return;
+	}
 	if (!conn->first_sent_ns && ctx->skb_len)
 		conn->first_sent_ns = bpf_ktime_get_ns();
 	if (!conn->first_received_ns) {
@@ -278,7 +280,7 @@ static __always_inline void connection_fin(struct bpf_sock_ops *ctx)
 }
 
 /* BPF_SOCK_OPS_STATE_CB to TCP_CLOSE: every connection ends here, failed ones too, and a TIME_WAIT after it is another object. */
-static __always_inline void connection_close(const bool in_mesh, struct bpf_sock_ops *ctx)
+static __always_inline void connection_close(const bool in_mesh, const bool traced, struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct mesh_told_close out;
@@ -297,6 +299,8 @@ static __always_inline void connection_close(const bool in_mesh, struct bpf_sock
 		return;
 	}
 	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	if (traced && conn)
+		trace_end(ctx, conn, false);
 	decided_ended(decided_of(in_mesh, conn), old_state != BPF_TCP_SYN_SENT && old_state != BPF_TCP_SYN_RECV);
 	if (conn) {
 		/* Another program asked for these callbacks, and mesh_state sees the end too. */

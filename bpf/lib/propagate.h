@@ -86,13 +86,14 @@ static __always_inline bool trace_with(const __u8 *peer)
 {
 	struct mesh_trace_block key = {.prefix_bits = 128};
 	const __u32 *from = (const __u32 *)peer;
-	__u32 *to = (__u32 *)key.addr;
+	__u32 *to = (__u32 *)key.addr, *on;
 
 	to[0] = from[0];
 	to[1] = from[1];
 	to[2] = from[2];
 	to[3] = from[3];
-	return bpf_map_lookup_elem(&trace_blocks, &key);
+	on = bpf_map_lookup_elem(&trace_blocks, &key);
+	return on && *on;
 }
 
 /* BPF_SOCK_OPS_TCP_CONNECT_CB: asks for the two callbacks that write the option. */
@@ -114,58 +115,61 @@ static __always_inline bool trace_is_syn(struct bpf_sock_ops *ctx)
  * The connection whose SYN it is, if that is to carry the option. The callbacks alone do not say so: they come too when another program has asked for them, or
  * for a connection that the socket tried before, to somebody else.
  */
-static __always_inline struct mesh_connection *trace_due(struct bpf_sock_ops *ctx)
+static __always_inline struct mesh_connection *trace_due(struct bpf_sock *sk)
 {
-	struct bpf_sock *sk = ctx->sk;
-	struct mesh_connection *conn;
+	struct mesh_connection *conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
 
-	if (!sk)
-		return NULL;
-	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
 	return conn && conn->phase == MESH_CONNECTING && conn->event.flags & MESH_TRACE_DUE ? conn : NULL;
 }
 
-static __always_inline void trace_no_room(struct mesh_connection *conn)
-{
-	conn->event.flags &= ~MESH_TRACE_DUE;
-	account_add(trace_options[MESH_TRACE_NO_ROOM]);
-}
-
-/* BPF_SOCK_OPS_HDR_OPT_LEN_CB of a SYN. It comes again for each that is sent again. */
+/*
+ * BPF_SOCK_OPS_HDR_OPT_LEN_CB of a SYN. It comes again for each that is sent again, of which the first carries the option too and the others do not: something on the way
+ * may drop SYNs because of it. total_retrans is raised before the segment is built.
+ */
 static __always_inline void trace_reserve(struct bpf_sock_ops *ctx)
 {
-	struct mesh_connection *conn = trace_due(ctx);
+	struct bpf_sock *sk = ctx->sk;
+	struct tcp_sock *tp;
 
-	if (conn && bpf_reserve_hdr_opt(ctx, sizeof(struct trace_option), 0))
-		trace_no_room(conn);
+	if (!sk || !trace_due(sk))
+		return;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (tp && tp->total_retrans < 2)
+		bpf_reserve_hdr_opt(ctx, sizeof(struct trace_option), 0);
 }
 
 /* BPF_SOCK_OPS_WRITE_HDR_OPT_CB: of a SYN, or of what another program has reserved room in. */
 static __always_inline void trace_write(struct bpf_sock_ops *ctx)
 {
 	struct trace_option option = {TRACE_OPTION_KIND, sizeof(option), bpf_htons(TRACE_OPTION_EXID), {}};
+	struct bpf_sock *sk = ctx->sk;
 	struct mesh_connection *conn;
 
-	if (!trace_is_syn(ctx))
+	if (!sk || !trace_is_syn(ctx))
 		return;
-	conn = trace_due(ctx);
+	conn = trace_due(sk);
 	if (!conn)
 		return;
 	trace_id(&conn->event, option.id);
-	if (bpf_store_hdr_opt(ctx, &option, sizeof(option), 0)) {
-		trace_no_room(conn);
-		return;
-	}
-	if (conn->event.flags & MESH_TRACE_TOLD)
+	if (bpf_store_hdr_opt(ctx, &option, sizeof(option), 0) || conn->event.flags & MESH_TRACE_TOLD)
 		return;
 	conn->event.flags |= MESH_TRACE_TOLD;
 	account_add(trace_options[MESH_TRACE_SENT]);
 }
 
-/* The handshake is done: nothing more is to be written, and the callbacks that ask for it would come with each segment. */
-static __always_inline void trace_end(struct bpf_sock_ops *ctx)
+/*
+ * The handshake is done, or the connect has failed: nothing more is to be written. The callback comes with each segment for as long as it is asked for, and is left to a
+ * later connection of the socket, and to what it accepts if it listens later; who did not ask leaves it alone, as another program may have. Where no SYN had room
+ * the kernel may not even have asked us.
+ */
+static __always_inline void trace_end(struct bpf_sock_ops *ctx, struct mesh_connection *conn, bool open)
 {
-	if (!first_bytes)
+	if (!(conn->event.flags & MESH_TRACE_DUE))
+		return;
+	conn->event.flags &= ~MESH_TRACE_DUE;
+	if (!(conn->event.flags & MESH_TRACE_TOLD))
+		account_add(trace_options[MESH_TRACE_NO_ROOM]);
+	if (!open || !first_bytes)
 		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
 }
 

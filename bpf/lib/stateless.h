@@ -41,6 +41,15 @@ static __always_inline void stateless_forget(struct bpf_sock_ops *ctx)
 		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~marks);
 }
 
+/* BPF_SOCK_OPS_HDR_OPT_LEN_CB, which the socket asked for when it had another connection, or its listener had: this one looks for nothing. */
+static __always_inline void stateless_segment(struct bpf_sock_ops *ctx)
+{
+	__u32 callbacks = ctx->bpf_sock_ops_cb_flags;
+
+	if (callbacks & (STATELESS_CLIENT | STATELESS_SERVER))
+		bpf_sock_ops_cb_flags_set(ctx, callbacks & ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
+}
+
 /* BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB. Without the mark it began before we did and was not adopted. */
 static __always_inline void stateless_established(struct bpf_sock_ops *ctx)
 {

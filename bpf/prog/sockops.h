@@ -31,7 +31,7 @@ static __always_inline int sockops(const bool in_mesh, const bool traced, struct
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
 		if (ctx->args[1] == BPF_TCP_CLOSE)
-			connection_close(in_mesh, ctx);
+			connection_close(in_mesh, traced, ctx);
 		else if (ctx->args[1] == BPF_TCP_FIN_WAIT1)
 			connection_fin(ctx);
 		break;

@@ -250,7 +250,7 @@ func fillSpan(span ptrace.Span, r *enrich.Record, sink *attributes) {
 	case connection.Server:
 		span.SetName("tcp accept")
 		span.SetKind(ptrace.SpanKindServer)
-		// A parent that nobody reports would make the trace look broken.
+		// A parent that nobody reports would make the trace look broken. Who put its id into the SYN has an agent that follows it, and mostly reports it.
 		if r.ClientSeen || e.Flags&connection.TraceTold != 0 {
 			span.SetParentSpanID(pcommon.SpanID(trace.ClientSpan))
 		}

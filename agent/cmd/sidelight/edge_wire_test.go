@@ -41,7 +41,7 @@ type wire struct {
 	mu      sync.Mutex
 	buf     [128 << 10]byte
 	mode    wireMode
-	alter   func(from int, data []byte) // changes a frame before anything else; nil: nothing does
+	alter   func(from int, data []byte) bool // changes a frame before anything else, or says that it is lost; nil: nothing does
 	held    []frame
 	stopped bool
 }
@@ -214,8 +214,8 @@ func (w *wire) carry(from int) {
 		if link, ok := sender.(*unix.SockaddrLinklayer); !ok || link.Pkttype == unix.PACKET_OUTGOING {
 			continue
 		}
-		if w.alter != nil {
-			w.alter(from, w.buf[:n])
+		if w.alter != nil && !w.alter(from, w.buf[:n]) {
+			continue
 		}
 		switch w.mode {
 		case pass:

@@ -13,6 +13,7 @@ type middlebox struct {
 	addresses bool   // those of both ends, and the client's port, are others on the other side
 	sequence  uint32 // is added to the client's sequence numbers
 	options   bool   // experimental options are overwritten with NOPs
+	drops     bool   // what has such options is thrown away
 
 	mu      sync.Mutex
 	option  map[[16]byte]int // SYNs with our option, as the client sent them, by the id that it has
@@ -25,16 +26,18 @@ var insideOutside = map[netip.Addr]netip.Addr{
 	leftOutside4: left4.Addr(), leftOutside6: left6.Addr(), rightOutside4: right4.Addr(), rightOutside6: right6.Addr(),
 }
 
-// alter changes a frame from one end of the wire; 0 is the client's.
-func (m *middlebox) alter(from int, data []byte) {
+// alter changes a frame from one end of the wire, or says that it is lost; 0 is the client's.
+func (m *middlebox) alter(from int, data []byte) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	header, packet := data[:virtioHeader], data[virtioHeader:]
 	segment := tcpSegment(packet)
 	if segment == nil {
-		return
+		return true
 	}
-	m.look(from, segment)
+	if m.look(from, segment) && m.drops {
+		return false
+	}
 	addresses, length := addressesOf(packet)
 	segment = segment[:length-(len(packet)-14-len(segment))] // without an Ethernet frame's padding
 	const needsChecksum = 1                                  // VIRTIO_NET_HDR_F_NEEDS_CSUM: what is there is the pseudo header's
@@ -67,14 +70,17 @@ func (m *middlebox) alter(from int, data []byte) {
 		}
 	}
 	checksums(packet, segment, addresses, partial)
+	return true
 }
 
-func (m *middlebox) look(from int, segment []byte) {
+// look tells whether there is an option of ours.
+func (m *middlebox) look(from int, segment []byte) (found bool) {
 	for _, option := range optionsOf(segment) {
 		// Another is the kernel's own: Fast Open's, from before that had a number of its own.
 		if option[0] != 254 || len(option) < 4 || option[2] != 'S' || option[3] != 'L' {
 			continue
 		}
+		found = true
 		if from != 0 || segment[13]&(flagSYN|flagACK) != flagSYN || len(option) != 20 {
 			m.strange++
 			continue
@@ -84,6 +90,7 @@ func (m *middlebox) look(from int, segment []byte) {
 		}
 		m.option[[16]byte(option[4:])]++
 	}
+	return found
 }
 
 // optionsOf divides the options of a segment.

@@ -64,7 +64,8 @@ type recorder struct {
 }
 
 func record(ctx context.Context, c config.Config, output string, duration time.Duration) error {
-	c.PinDirectory = config.Off // it leaves nothing behind
+	c.PinDirectory = config.Off        // it leaves nothing behind
+	c.Traces = config.Default().Traces // and changes nothing
 	level, err := c.Level()
 	if err != nil {
 		return inputError{err}
