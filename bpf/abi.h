@@ -89,7 +89,9 @@ enum mesh_flags {
 	 * other, which are of no other use to a server then: so a connection's state stays as small as it is.
 	 */
 	MESH_TRACE_TOLD = 64,
-	MESH_TRACE_DUE = 128, /* the SYN is to carry it: of a client's state, and of no meaning to user space */
+	/* Of a client's state, and of no meaning to user space: its SYN is to carry the id, and the segment that is being built has room for it. */
+	MESH_TRACE_DUE = 128,
+	MESH_TRACE_ROOM = 256,
 };
 
 /* What became of trace ids in options of TCP: lib/propagate.h. */

@@ -5,8 +5,6 @@
 
 #include "abi.h"
 
-#define MESH_TRACE_BLOCKS 256
-
 /* How far a connection has come. A socket can go through this more than once: connect() after a failed connect() is legal. */
 enum mesh_phase {
 	MESH_IDLE, /* a listener, or nothing yet */
@@ -195,13 +193,13 @@ struct {
 } watchdog SEC(".maps");
 
 /*
- * Purpose: peers to exchange trace ids with, by address. Writer, deleter: agent/datapath, at the start. Size: more blocks than anybody writes into a configuration, and
+ * Purpose: peers to exchange trace ids with, by address. Writer, deleter: agent/datapath, at the start. Size: what a configuration may name (agent/config) and one more, which keeps IPv4 out of blocks of IPv6, and
  * the same for all, so that a change of them is no change of the layout; an entry takes memory when it is there.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MESH_TRACE_BLOCKS);
+	__uint(max_entries, 256);
 	__type(key, struct mesh_trace_block);
 	__type(value, __u32);
 } trace_blocks SEC(".maps");

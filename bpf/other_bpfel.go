@@ -152,6 +152,7 @@ const (
 	meshMeshFlagsMESH_REVOKED      meshMeshFlags = 32
 	meshMeshFlagsMESH_TRACE_TOLD   meshMeshFlags = 64
 	meshMeshFlagsMESH_TRACE_DUE    meshMeshFlags = 128
+	meshMeshFlagsMESH_TRACE_ROOM   meshMeshFlags = 256
 )
 
 type meshMeshFrontend struct {

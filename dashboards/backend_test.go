@@ -1,52 +1,24 @@
 package dashboards
 
 import (
-	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/sidelight-mesh/sidelight/agent/agenttest"
 )
 
-// agentDirectory is where the agent was built, if it was.
-var agentDirectory string
-
-// agentProgram is built once for all tests.
-var agentProgram = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "sidelight-dashboards")
-	if err != nil {
-		return "", err
-	}
-	agentDirectory = dir
-	program := filepath.Join(dir, "sidelight")
-	cmd := exec.Command("go", "build", "-o", program, "../agent/cmd/sidelight")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the agent: %w\n%s", err, out)
-	}
-	return program, nil
-})
-
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if agentDirectory != "" {
-		_ = os.RemoveAll(agentDirectory)
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { agenttest.Main(m) }
 
 // send has "sidelight replay" send a recording to where a collector's configuration says. Everything was taken there when it returns.
 func send(t *testing.T, name, config string) {
 	t.Helper()
-	program, err := agentProgram()
-	if err != nil {
-		t.Fatal(err)
-	}
+	program := agenttest.Program(t)
 	file := filepath.Join(t.TempDir(), "otel.yaml")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)

@@ -3,41 +3,15 @@ package otelconfig_test
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"maps"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"sync"
 	"testing"
+
+	"github.com/sidelight-mesh/sidelight/agent/agenttest"
 )
 
-// agentDirectory is where the agent was built, if it was.
-var agentDirectory string
-
-// agentProgram is built once for all tests.
-var agentProgram = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "sidelight-otel-config")
-	if err != nil {
-		return "", err
-	}
-	agentDirectory = dir
-	program := filepath.Join(dir, "sidelight")
-	cmd := exec.Command("go", "build", "-o", program, "../agent/cmd/sidelight")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the agent: %w\n%s", err, out)
-	}
-	return program, nil
-})
-
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if agentDirectory != "" {
-		_ = os.RemoveAll(agentDirectory)
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { agenttest.Main(m) }
 
 // recorded is a recording of some hundred connections, with the access log and the metrics that it is to come to.
 const recorded = "../agent/cmd/sidelight/testdata/recordings/mix"
@@ -48,10 +22,7 @@ func replay(t *testing.T, example string, env map[string]string) {
 	if testing.Short() {
 		t.Skip("builds the agent")
 	}
-	program, err := agentProgram()
-	if err != nil {
-		t.Fatal(err)
-	}
+	program := agenttest.Program(t)
 	all := map[string]string{"STATE_DIRECTORY": t.TempDir()}
 	maps.Copy(all, env)
 	cmd := exec.Command(program, "replay", recorded+".rec", "--access-log", "off", "--otel-config", example)

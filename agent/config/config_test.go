@@ -144,9 +144,9 @@ var faults = []fault{
 	},
 	{
 		"propagation to too many ranges", func(c *Config) {
-			c.Traces = Traces{PropagateTCPOption, slices.Repeat([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, 257)}
+			c.Traces = Traces{PropagateTCPOption, slices.Repeat([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, MostTracePeers+1)}
 		},
-		"traces.peers: 257 ranges; use at most 256, wider ones",
+		"traces.peers: 256 ranges; use at most 255, wider ones",
 	},
 	{
 		"endpoint without scheme", func(c *Config) { c.OTLP.Endpoint = "127.0.0.1:4317" },

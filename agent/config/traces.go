@@ -17,8 +17,8 @@ type Traces struct {
 // PropagateTCPOption is what Propagate can be beside Off.
 const PropagateTCPOption = "tcp_option"
 
-// mostTracePeers is the size of the kernel's map.
-const mostTracePeers = 256
+// MostTracePeers is one less than the kernel's map has room for.
+const MostTracePeers = 255
 
 // With returns the blocks to exchange trace ids with; nil: none are exchanged.
 func (t *Traces) With() []netip.Prefix {
@@ -39,8 +39,8 @@ func (t *Traces) validate() []error {
 	case t.Propagate == PropagateTCPOption && len(t.Peers) == 0:
 		errs = append(errs, fmt.Errorf("traces.peers: empty; give the ranges of addresses whose SYNs may carry the option, such as 10.0.0.0/8: on the way to others it may be taken "+
 			"for an attack"))
-	case len(t.Peers) > mostTracePeers:
-		errs = append(errs, fmt.Errorf("traces.peers: %d ranges; use at most %d, wider ones", len(t.Peers), mostTracePeers))
+	case len(t.Peers) > MostTracePeers:
+		errs = append(errs, fmt.Errorf("traces.peers: %d ranges; use at most %d, wider ones", len(t.Peers), MostTracePeers))
 	}
 	for i, block := range t.Peers {
 		switch {

@@ -118,7 +118,8 @@ func NewTracker[I comparable](limit int, identify func(*Event) I) *Tracker[I] {
 
 // Inherit says that until a moment of CLOCK_MONOTONIC somebody else was told of connections, or nobody was. What happened before is in no gauge, though it is in the sums,
 // whoever reads it when: a connection comes into its gauge when something of later is seen of it, a sweep if nothing else, and is not taken away when it ended before. So
-// the gauges are right though the ends of connections were lost that nobody can tell from others. The moment may be moved on as long as nothing later was observed.
+// the gauges are right though the ends of connections were lost that nobody can tell from others. Whoever does not know the moment yet says the end of all time, and later
+// one that is after all that was observed.
 func (t *Tracker[I]) Inherit(until uint64) { t.inherited = until }
 
 // Len returns how many connections are followed now. One whose Close was lost stays until the next sweep.

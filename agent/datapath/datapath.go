@@ -31,7 +31,7 @@ type Options struct {
 	Cgroup Cgroup
 	// FirstBytes asks for the times of the first bytes, which costs up to 16 runs more of the sockops program a connection.
 	FirstBytes bool
-	// TraceWith are the blocks of peers to exchange trace ids with, by an option of the SYN, at most MostTraceBlocks; none: with nobody, and nothing of it is in
+	// TraceWith are the blocks of peers to exchange trace ids with, by an option of the SYN, at most one less than the map has entries; none: with nobody, and nothing of it is in
 	// the programs.
 	TraceWith []netip.Prefix
 	// Silent are the kinds of events that are not to be sent. What they would have told comes with a later event or the sweep, or if it is

@@ -10,9 +10,6 @@ import (
 	"github.com/sidelight-mesh/sidelight/bpf"
 )
 
-// MostTraceBlocks is how many blocks of addresses Options.TraceWith may have: the size of the map.
-const MostTraceBlocks = 256
-
 // TraceOutcomes names what is counted in Account.TraceOptions: of a client's SYN, that its trace id was sent with it or found no room beside other options; of an accepted
 // socket, that it was received or missing.
 var TraceOutcomes = [...]string{bpf.TraceSent: "sent", bpf.TraceNoRoom: "no_room", bpf.TraceReceived: "received", bpf.TraceMissing: "missing"}

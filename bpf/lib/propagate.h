@@ -129,16 +129,22 @@ static __always_inline struct mesh_connection *trace_due(struct bpf_sock *sk)
 static __always_inline void trace_reserve(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
+	struct mesh_connection *conn;
 	struct tcp_sock *tp;
 
-	if (!sk || !trace_due(sk))
+	if (!sk)
 		return;
+	conn = trace_due(sk);
 	tp = bpf_skc_to_tcp_sock(sk);
-	if (tp && tp->total_retrans < 2)
-		bpf_reserve_hdr_opt(ctx, sizeof(struct trace_option), 0);
+	if (!conn || !tp)
+		return;
+	if (tp->total_retrans < 2 && !bpf_reserve_hdr_opt(ctx, sizeof(struct trace_option), 0))
+		conn->event.flags |= MESH_TRACE_ROOM;
+	else
+		conn->event.flags &= ~MESH_TRACE_ROOM;
 }
 
-/* BPF_SOCK_OPS_WRITE_HDR_OPT_CB: of a SYN, or of what another program has reserved room in. */
+/* BPF_SOCK_OPS_WRITE_HDR_OPT_CB: of a SYN that we have room in, or of a segment that another program has, whose room is its own. */
 static __always_inline void trace_write(struct bpf_sock_ops *ctx)
 {
 	struct trace_option option = {TRACE_OPTION_KIND, sizeof(option), bpf_htons(TRACE_OPTION_EXID), {}};
@@ -148,7 +154,7 @@ static __always_inline void trace_write(struct bpf_sock_ops *ctx)
 	if (!sk || !trace_is_syn(ctx))
 		return;
 	conn = trace_due(sk);
-	if (!conn)
+	if (!conn || !(conn->event.flags & MESH_TRACE_ROOM))
 		return;
 	trace_id(&conn->event, option.id);
 	if (bpf_store_hdr_opt(ctx, &option, sizeof(option), 0) || conn->event.flags & MESH_TRACE_TOLD)

@@ -9,8 +9,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"go.opentelemetry.io/collector/pdata/ptrace"
 
+	"github.com/sidelight-mesh/sidelight/agent/config"
+	"github.com/sidelight-mesh/sidelight/bpf"
 	"github.com/sidelight-mesh/sidelight/collector/otlptest"
 )
 
@@ -169,6 +174,17 @@ func (c *tracesCase) run(t *testing.T) {
 	c.checkWire(t, b.Traces.AllTraces())
 }
 
+// TestTracePeersFit wants as many peers as a configuration may name to fit into the kernel's map, with the entry that keeps IPv4 apart.
+func TestTracePeersFit(t *testing.T) {
+	spec, err := bpf.Spec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if room := spec.Maps["trace_blocks"].MaxEntries; room != config.MostTracePeers+1 {
+		t.Errorf("the map has room for %d, and there may be %d peers", room, config.MostTracePeers)
+	}
+}
+
 // TestTraceOptionOfThatConnection has a socket connect to a peer that trace ids are exchanged with, in vain, and then to another: its second SYN carries none, though the
 // socket has asked for the callbacks that write it.
 func TestTraceOptionOfThatConnection(t *testing.T) {
@@ -204,6 +220,69 @@ func TestTraceOptionOfThatConnection(t *testing.T) {
 	}
 	if got := a.audit().Kernel.TraceIDs; got["sent"] != inVain || got["no_room"]+got["received"]+got["missing"] != 0 {
 		t.Errorf("trace ids: %v, want %d sent", got, inVain)
+	}
+}
+
+// roomTaker is somebody else's program of sockops, which reserves 20 bytes for options of each segment of connections that begin, and writes none.
+func roomTaker(t *testing.T, cgroup string) {
+	t.Helper()
+	const (
+		op, callbacks  = 0, 84 // in struct bpf_sock_ops
+		connect, room  = 3, 14 // BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_HDR_OPT_LEN_CB
+		optionCallback = 1 << 6
+	)
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SockOps, License: "GPL", Instructions: asm.Instructions{
+		asm.Mov.Reg(asm.R6, asm.R1),
+		asm.LoadMem(asm.R2, asm.R6, op, asm.Word),
+		asm.JEq.Imm(asm.R2, room, "room"),
+		asm.JNE.Imm(asm.R2, connect, "end"),
+		asm.LoadMem(asm.R2, asm.R6, callbacks, asm.Word),
+		asm.Or.Imm(asm.R2, optionCallback),
+		asm.FnSockOpsCbFlagsSet.Call(),
+		asm.Ja.Label("end"),
+		asm.Mov.Imm(asm.R2, 20).WithSymbol("room"),
+		asm.Mov.Imm(asm.R3, 0),
+		asm.FnReserveHdrOpt.Call(),
+		asm.Mov.Imm(asm.R0, 1).WithSymbol("end"),
+		asm.Return(),
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { program.Close() })
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: ebpf.AttachCGroupSockOps, Program: program})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+}
+
+// TestTraceOptionBesideOthers has another program take the room of SYNs first: it keeps it, and that is counted once for a connection.
+func TestTraceOptionBesideOthers(t *testing.T) {
+	needRoot(t)
+	const count = 5
+	e := &scene{t: t}
+	w := e.newWire()
+	var box middlebox
+	w.mu.Lock()
+	w.alter = box.alter
+	w.mu.Unlock()
+	cgroup := newCgroup(t, "client", "server")
+	roomTaker(t, cgroup)
+	a := startAgent(t, cgroup, "--config", writeConfig(t, tracesPeers))
+	_, port := startServer(t, w.right, filepath.Join(cgroup, "server"))
+	runScript(t, w.left, filepath.Join(cgroup, "client"), script{
+		Addr: netip.AddrPortFrom(right4.Addr(), port), Ending: clientCloses, Count: count, Request: 10, Response: 10,
+	})
+	a.waitClosed()
+	box.mu.Lock()
+	defer box.mu.Unlock()
+	if len(box.option) != 0 || box.strange != 0 {
+		t.Errorf("%d SYNs have an id, and %d other segments", len(box.option), box.strange)
+	}
+	want := map[string]uint64{"sent": 0, "no_room": count, "received": 0, "missing": count}
+	if got := a.audit().Kernel.TraceIDs; !maps.Equal(got, want) {
+		t.Errorf("trace ids: %v, want %v", got, want)
 	}
 }
 

@@ -46,7 +46,7 @@ func steps(patience int) []step {
 		{program: datapathTests, tests: []string{"TestVerifierCounts", "TestPrivileges"}},
 		{program: liveTests, tests: []string{
 			"TestConnections", "TestServerBeforeAgent", "TestAdoption", "TestAdoptionConnecting", "TestFirstBytes", "TestOutside", "TestSweep",
-			"TestLoss", "TestLossWithoutRoom", "TestAudit", "TestExport", "TestTracesJoin", "TestTraceOptionOfThatConnection", "TestOTelConfig", "TestRotation", "TestEndpoints",
+			"TestLoss", "TestLossWithoutRoom", "TestAudit", "TestExport", "TestTracesJoin", "TestTraceOptionOfThatConnection", "TestTraceOptionBesideOthers", "TestOTelConfig", "TestRotation", "TestEndpoints",
 			"TestDemo", "TestDemoInterrupted", "TestBPFFS", "TestRecord", "TestRecordBesideRun", "TestStopIsNotHeldUp", "TestEvents", "TestTruth", "TestTruthAttach",
 			"TestTruthBare", "TestBareListener", "TestAsleep", "TestConnect", "TestHalfClose", "TestTimeWait", "TestListen", "TestOwner", "TestCut", "TestUnreachable",
 			"TestFastOpen", "TestMPTCP", "TestLongStream", "TestReasonOfOrderlyEnds",
