@@ -89,11 +89,15 @@ static __always_inline bool inbound_is_stray(const struct mesh_ticket *ticket, _
 	return last && last->closed_ns && now - last->closed_ns < INBOUND_STRAY_NS;
 }
 
-/* TCP_CLOSE of a server's socket that was judged. A function of its own for its stack. */
+/*
+ * TCP_CLOSE of a server's socket that was judged. A function of its own for its stack. What is there of a SYN is of a newer one and stays: it may be what ended
+ * this connection, of which its client knew no more, and is sent again at once. On a kernel before 6.12 connect() takes ports whose connection waits for the server's FIN.
+ */
 __noinline int inbound_closed(const struct mesh_event *event)
 {
-	struct mesh_admission admission = {};
+	struct mesh_admission admission = {}, *last;
 	struct mesh_ticket ticket = {};
+	__u64 before;
 
 	if (!event) /* never, but the verifier cannot know */
 		return 0;
@@ -102,7 +106,13 @@ __noinline int inbound_closed(const struct mesh_event *event)
 	admission.closed_ns = bpf_ktime_get_ns();
 	__builtin_memcpy(ticket.client_addr, event->peer_addr, sizeof(ticket.client_addr));
 	__builtin_memcpy(ticket.server_addr, event->local_addr, sizeof(ticket.server_addr));
-	bpf_map_update_elem(&tickets, &ticket, &admission, BPF_ANY);
+	if (!bpf_map_update_elem(&tickets, &ticket, &admission, BPF_NOEXIST))
+		return 0;
+	last = bpf_map_lookup_elem(&tickets, &ticket);
+	before = last ? last->closed_ns : 0;
+	/* Swapped: meanwhile this place may be another ticket's. */
+	if (before)
+		__sync_val_compare_and_swap(&last->closed_ns, before, admission.closed_ns);
 	return 0;
 }
 

@@ -53,7 +53,7 @@ func steps(patience int) []step {
 			"TestMeshServices", "TestMeshBalancers", "TestMeshLimits", "TestMeshLeaks", "TestMeshPolicies", "TestMeshRevocation", "TestMeshHostile",
 			"TestMeshBypass", "TestMeshLocality", "TestMeshPriority", "TestMeshOutliers", "TestMeshHealthChecks", "TestMeshDraining", "TestMeshReload",
 			"TestMeshCgroupsLater", "TestMeshHammer", "TestMeshListeners", "TestMeshRivals", "TestMeshSums", "TestMeshConnecting",
-			"TestMeshNowhere", "TestMeshIdentityUnderWay", "TestMeshListenersTaken", "TestMeshLeaksOfMemory", "TestMeshAllowedStays",
+			"TestMeshNowhere", "TestMeshIdentityUnderWay", "TestMeshPortUsedAgain", "TestMeshListenersTaken", "TestMeshLeaksOfMemory", "TestMeshAllowedStays",
 			"TestRestart", "TestRestartAfterOverflow", "TestSince", "TestRestartWithoutBackend", "TestMeshRestarts", "TestMeshEjectionsLast", "TestRingChanges", "TestLayoutChangeHolds", "TestLayoutChangeOfMesh", "TestLayoutChangeSums", "TestLayoutChangeAdopted", "TestLayoutChangeVerdicts", "TestPinFaults", "TestPinReadOnly", "TestFailClosed",
 		}, env: []string{"SIDELIGHT_TEST_PATIENCE=" + strconv.Itoa(patience)}},
 	}
