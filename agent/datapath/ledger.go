@@ -89,7 +89,7 @@ func mapPage(m *ebpf.Map) ([]byte, error) {
 // begin notes that this process attends to the programs from now on.
 func (l *Ledger) begin(version string) {
 	if l.alive != 0 {
-		l.alone = time.Duration(monotonic() - l.alive)
+		l.alone = time.Duration(bpf.Monotonic() - l.alive)
 	}
 	l.Alive()
 	l.mu.Lock()
@@ -120,15 +120,8 @@ func (l *Ledger) Alive() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.page != nil {
-		atomic.StoreUint64(&l.watchdog.AliveNs, monotonic())
+		atomic.StoreUint64(&l.watchdog.AliveNs, bpf.Monotonic())
 	}
-}
-
-// monotonic is the clock of the kernel's programs, CLOCK_MONOTONIC.
-func monotonic() uint64 {
-	var now unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) // always there
-	return uint64(now.Nano())
 }
 
 // resolveBase ends what somebody began who ended while he took a ring away; before: how many there are before that which programs write to.

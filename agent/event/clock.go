@@ -6,13 +6,6 @@ import (
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 )
 
-// Monotonic returns CLOCK_MONOTONIC in nanoseconds, the clock of the kernel's events.
-func Monotonic() uint64 {
-	var now unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) // cannot fail with a clock that exists
-	return uint64(now.Nano())
-}
-
 // MeasureClock reads the offset between wall time and the kernel's CLOCK_MONOTONIC. Of a few tries it takes the one whose two
 // readings lie closest together; the error is half of that distance, some 50 ns on an idle machine.
 func MeasureClock() connection.Clock {

@@ -7,7 +7,8 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
+
+	"github.com/sidelight-mesh/sidelight/bpf"
 )
 
 // Who asks gets his answer from a reading that began after the question, and that has handed on what was there then, however much comes meanwhile.
@@ -65,13 +66,10 @@ func TestNewReaderOfNoRing(t *testing.T) {
 // The offset must turn a monotonic time into the wall time of the same moment. A second of slack is for a wall clock that is set
 // meanwhile; a wrong sign, unit or clock is decades off, or the time since boot.
 func TestMeasureClock(t *testing.T) {
-	var monotonic unix.Timespec
 	before := time.Now()
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &monotonic); err != nil {
-		t.Fatal(err)
-	}
+	monotonic := bpf.Monotonic()
 	after := time.Now()
-	wall := MeasureClock().Wall(uint64(monotonic.Nano()))
+	wall := MeasureClock().Wall(monotonic)
 	if wall.Before(before.Add(-time.Second)) || wall.After(after.Add(time.Second)) {
 		t.Errorf("wall time is %v, want one between %v and %v", wall, before, after)
 	}

@@ -13,7 +13,7 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/sidelight-mesh/sidelight/bpf"
 )
 
 // Argument is the first argument of the process that is the load, which is this program once more.
@@ -160,7 +160,5 @@ func reach() error {
 }
 
 func monotonic() int64 {
-	var now unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) // always there
-	return now.Nano()
+	return int64(bpf.Monotonic())
 }

@@ -16,8 +16,8 @@ import (
 
 	"github.com/sidelight-mesh/sidelight/agent/cmd/sidelight/look"
 	"github.com/sidelight-mesh/sidelight/agent/config"
-	"github.com/sidelight-mesh/sidelight/agent/event"
 	"github.com/sidelight-mesh/sidelight/agent/status"
+	"github.com/sidelight-mesh/sidelight/bpf"
 	"github.com/sidelight-mesh/sidelight/collector/filter"
 	"github.com/sidelight-mesh/sidelight/collector/tail"
 )
@@ -74,7 +74,7 @@ func (n *node) controlHandler() http.Handler {
 	})))
 	mux.Handle("GET "+edgesPath, answers.Bound(func(w http.ResponseWriter, r *http.Request) {
 		snapshot := n.snapshotFor(r.Context())
-		at, monotonic := time.Now(), event.Monotonic()
+		at, monotonic := time.Now(), bpf.Monotonic()
 		answerJSON(w, &look.Edges{At: at, MonotonicNS: monotonic, Rung: n.budget.rung(), Edges: look.EdgesOf(&snapshot)}, nil)
 	}))
 	mux.Handle("GET "+statusPath, answers.Bound(func(w http.ResponseWriter, r *http.Request) {

@@ -46,7 +46,7 @@ func TestMeshIdentityUnderWay(t *testing.T) {
 }
 
 // TestMeshPortUsedAgain connects from a port whose last connection the server does not know to have ended. The server's old socket answers the SYN with an ACK,
-// the client resets it, and sends its SYN again a second later: it comes after the end of the old connection, and is allowed all the same.
+// the client resets it, and sends its SYN again at once: it comes after the end of the old connection, and is allowed all the same.
 func TestMeshPortUsedAgain(t *testing.T) {
 	w := newMeshWorld(t, "web", "shop")
 	w.servers("shop", serverV4(1), serverV6(1))

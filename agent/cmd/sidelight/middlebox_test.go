@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"sync"
+	"testing"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,7 +21,24 @@ type middlebox struct {
 	strange int              // segments that have one and are no SYN of a client, or whose option has another length
 }
 
-// inside and outside are the two names that each end has.
+// stand puts it on a wire.
+func (m *middlebox) stand(w *wire) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.alter = m.alter
+}
+
+// saw wants so many SYNs with an id of their own to have gone by, and nothing else with an option of ours.
+func (m *middlebox) saw(t *testing.T, want int) {
+	t.Helper()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.option) != want || m.strange != 0 {
+		t.Errorf("%d SYNs have an id, and %d other segments; want %d and 0", len(m.option), m.strange, want)
+	}
+}
+
+// insideOutside has the two names of each end.
 var insideOutside = map[netip.Addr]netip.Addr{
 	left4.Addr(): leftOutside4, left6.Addr(): leftOutside6, right4.Addr(): rightOutside4, right6.Addr(): rightOutside6,
 	leftOutside4: left4.Addr(), leftOutside6: left6.Addr(), rightOutside4: right4.Addr(), rightOutside6: right6.Addr(),

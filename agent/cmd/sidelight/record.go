@@ -16,6 +16,7 @@ import (
 	"github.com/sidelight-mesh/sidelight/agent/config"
 	"github.com/sidelight-mesh/sidelight/agent/event"
 	"github.com/sidelight-mesh/sidelight/agent/recording"
+	"github.com/sidelight-mesh/sidelight/bpf"
 )
 
 func recordCommand() *cobra.Command {
@@ -122,7 +123,7 @@ func (r *recorder) prepare(c *config.Config, output string) error {
 		return err
 	}
 	r.recorder = recording.NewRecorder(recording.Options{
-		Writer: writer, Start: header.Clock(), Clock: event.MeasureClock, Monotonic: event.Monotonic,
+		Writer: writer, Start: header.Clock(), Clock: event.MeasureClock, Monotonic: bpf.Monotonic,
 		Identify: r.enricher.Identify, Losses: r.datapath.Losses, Sweep: r.datapath.Sweep, SweepInterval: c.ReportInterval,
 		Failed: func(err error) { r.failed <- err },
 	})
@@ -142,7 +143,7 @@ func recordingHeader(cgroup string) (event.Header, error) {
 	host, _ := os.Hostname() // without a name the attribute is left out
 	return event.Header{
 		Version: version(), Kernel: unix.ByteSliceToString(name.Release[:]), Machine: unix.ByteSliceToString(name.Machine[:]),
-		Host: host, BootID: bootID, Cgroup: cgroup, ClockOffsetNS: event.MeasureClock().OffsetNS, MeasuredNS: event.Monotonic(),
+		Host: host, BootID: bootID, Cgroup: cgroup, ClockOffsetNS: event.MeasureClock().OffsetNS, MeasuredNS: bpf.Monotonic(),
 	}, nil
 }
 

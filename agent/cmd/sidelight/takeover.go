@@ -12,8 +12,8 @@ import (
 	"github.com/sidelight-mesh/sidelight/agent/config"
 	"github.com/sidelight-mesh/sidelight/agent/connection"
 	"github.com/sidelight-mesh/sidelight/agent/datapath"
-	"github.com/sidelight-mesh/sidelight/agent/event"
 	"github.com/sidelight-mesh/sidelight/agent/status"
+	"github.com/sidelight-mesh/sidelight/bpf"
 )
 
 func pinDirectory(c *config.Config) string {
@@ -114,7 +114,7 @@ func (n *node) inherit() func() ([]connection.Loss, uint64, error) {
 			if all = append(all, losses...); err != nil {
 				return all, until, err
 			}
-			until = event.Monotonic()
+			until = bpf.Monotonic()
 			losses, err = n.datapath.Losses()
 			if all = append(all, losses...); err != nil || len(losses) == 0 {
 				return all, until, err // the first read has all that was lost until then

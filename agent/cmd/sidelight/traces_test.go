@@ -77,9 +77,7 @@ func (c *tracesCase) run(t *testing.T) {
 	const count = 40
 	e := &scene{t: t}
 	w := e.newWire(c.sysctls...)
-	w.mu.Lock()
-	w.alter = c.box.alter
-	w.mu.Unlock()
+	c.box.stand(w)
 	near, far := newCgroup(t), newCgroup(t)
 	b := otlptest.Start(t, "http")
 	begin := func(cgroup string) *agent {
@@ -192,9 +190,7 @@ func TestTraceOptionOfThatConnection(t *testing.T) {
 	e := &scene{t: t}
 	w := e.newWire()
 	var box middlebox
-	w.mu.Lock()
-	w.alter = box.alter
-	w.mu.Unlock()
+	box.stand(w)
 	cgroup := newCgroup(t, "client", "server")
 	a := startAgent(t, cgroup, "--config", writeConfig(t, tracesPeers))
 	c, s := startCaller(t, w.left, filepath.Join(cgroup, "client")), startCaller(t, w.right, filepath.Join(cgroup, "server"))
@@ -213,11 +209,7 @@ func TestTraceOptionOfThatConnection(t *testing.T) {
 		}
 		return nil
 	})
-	box.mu.Lock()
-	defer box.mu.Unlock()
-	if len(box.option) != inVain || box.strange != 0 {
-		t.Errorf("%d SYNs have an id, %d other segments; want %d and 0", len(box.option), box.strange, inVain)
-	}
+	box.saw(t, inVain)
 	if got := a.audit().Kernel.TraceIDs; got["sent"] != inVain || got["no_room"]+got["received"]+got["missing"] != 0 {
 		t.Errorf("trace ids: %v, want %d sent", got, inVain)
 	}
@@ -264,9 +256,7 @@ func TestTraceOptionBesideOthers(t *testing.T) {
 	e := &scene{t: t}
 	w := e.newWire()
 	var box middlebox
-	w.mu.Lock()
-	w.alter = box.alter
-	w.mu.Unlock()
+	box.stand(w)
 	cgroup := newCgroup(t, "client", "server")
 	roomTaker(t, cgroup)
 	a := startAgent(t, cgroup, "--config", writeConfig(t, tracesPeers))
@@ -275,11 +265,7 @@ func TestTraceOptionBesideOthers(t *testing.T) {
 		Addr: netip.AddrPortFrom(right4.Addr(), port), Ending: clientCloses, Count: count, Request: 10, Response: 10,
 	})
 	a.waitClosed()
-	box.mu.Lock()
-	defer box.mu.Unlock()
-	if len(box.option) != 0 || box.strange != 0 {
-		t.Errorf("%d SYNs have an id, and %d other segments", len(box.option), box.strange)
-	}
+	box.saw(t, 0)
 	want := map[string]uint64{"sent": 0, "no_room": count, "received": 0, "missing": count}
 	if got := a.audit().Kernel.TraceIDs; !maps.Equal(got, want) {
 		t.Errorf("trace ids: %v, want %v", got, want)

@@ -19,9 +19,9 @@ import (
 
 	"github.com/sidelight-mesh/sidelight/agent/cmd/sidelight/look"
 	"github.com/sidelight-mesh/sidelight/agent/datapath"
-	"github.com/sidelight-mesh/sidelight/agent/event"
 	"github.com/sidelight-mesh/sidelight/agent/maps"
 	"github.com/sidelight-mesh/sidelight/agent/model"
+	"github.com/sidelight-mesh/sidelight/bpf"
 )
 
 // What the control socket explains, and the parameters of the question.
@@ -158,7 +158,7 @@ func (m *meshSide) explain(root datapath.Cgroup, asked *whyQuestion) ([]*maps.Ex
 	if m.reconciler == nil || m.kernel == nil {
 		return nil, errors.New("the agent stops")
 	}
-	q := maps.Question{NowNS: event.Monotonic(), Node: m.snapshot.Node, Out: make(map[model.Name]string)}
+	q := maps.Question{NowNS: bpf.Monotonic(), Node: m.snapshot.Node, Out: make(map[model.Name]string)}
 	for name, cause := range m.outliers.Out() {
 		q.Out[name] = cause.String()
 	}
