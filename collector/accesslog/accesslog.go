@@ -43,6 +43,8 @@ type Log struct {
 	file *os.File // nil for a stream that is not ours to close
 	path string
 	torn bool // the last write ended within a line
+	// found is as long as nothing was written to the file since it was opened: how it ends is asked only then, as the end may be mended before.
+	found bool
 
 	lines  atomic.Uint64
 	failed atomic.Uint64
@@ -90,8 +92,26 @@ func (l *Log) Reopen() error {
 	if l.file != nil {
 		l.file.Close()
 	}
-	l.file, l.out, l.torn = file, file, false
+	l.file, l.out, l.torn, l.found = file, file, false, true
 	return nil
+}
+
+// endsTorn reports whether a file ends within a line: whoever wrote it was killed or had no more room, or the machine went down. What cannot be read, or has
+// no end, does not.
+func endsTorn(file *os.File) bool {
+	info, err := file.Stat()
+	if err != nil || !info.Mode().IsRegular() || info.Size() == 0 {
+		return false
+	}
+	// The log's own descriptor only writes, and its path may have another file by now.
+	again, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", file.Fd()))
+	if err != nil {
+		return false
+	}
+	defer again.Close()
+	last := make([]byte, 1)
+	_, err = again.ReadAt(last, info.Size()-1)
+	return err == nil && last[0] != '\n'
 }
 
 // Consume queues a batch of connections that ended.
@@ -183,8 +203,11 @@ var newline = []byte{'\n'}
 func (l *Log) writeLines(buf []byte) (uint64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.found {
+		l.found, l.torn = false, endsTorn(l.file)
+	}
 	if l.torn {
-		// What a full disk broke off must not take the next line with it.
+		// What was broken off must not take the next line with it.
 		if _, err := l.out.Write(newline); err != nil {
 			return 0, err
 		}

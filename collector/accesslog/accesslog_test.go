@@ -232,6 +232,66 @@ func TestOpenAppends(t *testing.T) {
 	}
 }
 
+// TestTornEnd opens a file whose last line has no end, as after a loss of power: it takes no line of ours with it.
+func TestTornEnd(t *testing.T) {
+	const torn = `{"timestamp":"2026-`
+	write := func(path, text string) {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		name, before, mended, want string
+	}{
+		{"whole", "{}\n", "", "{}\n"},
+		{"torn", "{}\n" + torn, "", "{}\n" + torn + "\n"},
+		{"nothing but a fragment", torn, "", torn + "\n"},
+		{"mended before the first line", "{}\n" + torn, "{}\n", "{}\n"},
+		{"empty", "", "", ""},
+	} {
+		for _, reopened := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, reopened %t", c.name, reopened), func(t *testing.T) {
+				path := filepath.Join(t.TempDir(), "access.log")
+				if !reopened {
+					write(path, c.before)
+				}
+				l := open(t, path)
+				if reopened {
+					if err := os.Rename(path, path+".1"); err != nil {
+						t.Fatal(err)
+					}
+					write(path, c.before)
+					if err := l.Reopen(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if c.mended != "" {
+					write(path, c.mended)
+				}
+				finish := running(l)
+				l.Consume(connections(0, 1))
+				fixture.Eventually(t, "a line is written", func() bool { return l.Lines() == 1 })
+				l.Consume(connections(1, 1))
+				finish()
+				if err := l.CloseFile(); err != nil {
+					t.Error(err)
+				}
+				text, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				rest, found := strings.CutPrefix(string(text), c.want)
+				if !found {
+					t.Fatalf("it begins %q, want %q", text, c.want)
+				}
+				if got := read(t, []byte(rest)); !slices.Equal(got, uids(0, 2)) {
+					t.Errorf("lines of %v after it, want 2", got)
+				}
+			})
+		}
+	}
+}
+
 func TestReopenAfterRenameGoesOnInANewFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "access.log")
 	l := open(t, path)

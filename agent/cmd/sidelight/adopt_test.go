@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"os"
@@ -219,16 +218,8 @@ type adoptedLine struct {
 
 func (a *agent) adoptedLines() []adoptedLine {
 	a.t.Helper()
-	text, err := os.ReadFile(a.Access)
-	if err != nil {
-		a.t.Fatal(err)
-	}
 	var adopted []adoptedLine
-	for line := range strings.Lines(string(text)) {
-		var l adoptedLine
-		if err := json.Unmarshal([]byte(line), &l); err != nil {
-			a.t.Fatalf("%v: %s", err, line)
-		}
+	for _, l := range readLog[adoptedLine](a.t, a.Access) {
 		if l.Adopted {
 			adopted = append(adopted, l)
 		}

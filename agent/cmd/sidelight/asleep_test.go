@@ -25,13 +25,7 @@ func TestAsleep(t *testing.T) {
 		runScript(t, ns, filepath.Join(cgroup, "client"), script{
 			Addr: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port), Ending: clientCloses, Count: 1, Parallel: 1, Request: 1, Response: 1,
 		})
-		want := 2 * (i + 1)
-		eventually(t, "the lines of a connection", func() error {
-			if got := len(a.lines()); got != want {
-				return fmt.Errorf("%d lines, want %d", got, want)
-			}
-			return nil
-		})
+		a.waitLines(2 * (i + 1))
 	}
 	a.stop()
 }

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bufio"
-	"encoding/json"
 	"fmt"
 	"math"
 	"net/netip"
@@ -21,29 +19,6 @@ import (
 type sampledLine struct {
 	logLine
 	Probability *float64 `json:"sidelight.sampling_probability"`
-}
-
-// sampledLines reads the lines of the access log from an offset on, and returns the next offset.
-func sampledLines(t *testing.T, path string, from int64) ([]sampledLine, int64) {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if _, err := f.Seek(from, 0); err != nil {
-		t.Fatal(err)
-	}
-	var lines []sampledLine
-	for scanner := bufio.NewScanner(f); scanner.Scan(); {
-		var l sampledLine
-		if err := json.Unmarshal(scanner.Bytes(), &l); err != nil {
-			t.Fatalf("%v: %s", err, scanner.Text())
-		}
-		lines = append(lines, l)
-		from += int64(len(scanner.Bytes())) + 1
-	}
-	return lines, from
 }
 
 // TestBudgetRungs puts an agent on every place of the ladder, down and up again, makes connections on each, and holds some open from one place
@@ -131,7 +106,7 @@ func TestBudgetRungs(t *testing.T) {
 			return nil
 		})
 		var got []sampledLine
-		got, offset = sampledLines(t, a.Access, offset)
+		got, offset = readLogFrom[sampledLine](t, a.Access, offset)
 		checkSampled(t, d, got, ended, 2*bad)
 		if d.Rung != budget.CountersOnly {
 			lines, out = lines+len(got), out+ended-len(got)
@@ -152,8 +127,8 @@ func TestBudgetRungs(t *testing.T) {
 	release()
 	a.waitClosed()
 	a.stop()
-	_, end := sampledLines(t, a.Access, 0)
-	rest, _ := sampledLines(t, a.Access, offset)
+	_, end := readLogFrom[sampledLine](t, a.Access, 0)
+	rest, _ := readLogFrom[sampledLine](t, a.Access, offset)
 	if end == 0 || len(rest) != 2*held {
 		t.Errorf("%d lines of those that were held at the end, want %d", len(rest), 2*held)
 	}

@@ -136,6 +136,7 @@ func TestCommands(t *testing.T) {
 	}
 
 	// The lines are the log's.
+	a.waitLines(2*good + refused)
 	logged := strings.SplitAfter(strings.TrimSuffix(readFile(t, a.Access), "\n"), "\n")
 	logged[len(logged)-1] += "\n"
 	got := rest(t, all)
@@ -274,12 +275,7 @@ func TestTailUnread(t *testing.T) {
 		Addr: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port), Ending: clientCloses, Count: count, Parallel: 8, Request: 10, Response: 10,
 	})
 	a.waitClosed()
-	eventually(t, "the log to be whole", func() error {
-		if n := bytes.Count([]byte(readFile(t, a.Access)), []byte("\n")); n != 2*count {
-			return fmt.Errorf("%d lines", n)
-		}
-		return nil
-	})
+	a.waitLines(2 * count)
 	if report := a.audit(); report.Unaccounted != 0 || report.AccessLog.Dropped != 0 {
 		t.Errorf("got %+v", report)
 	}

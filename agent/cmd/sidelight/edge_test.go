@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bufio"
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"os"
@@ -72,7 +70,7 @@ func runEdges(t *testing.T, cases ...edgeCase) {
 	}
 	a.stop()
 	// Each line came once, and none came late.
-	for _, l := range readEdgeLines(t, a.Access) {
+	for _, l := range readLog[edgeLine](t, a.Access) {
 		checked[filepath.Dir(l.Cgroup)]--
 	}
 	for name, n := range checked {
@@ -183,32 +181,11 @@ type edgeLine struct {
 	LocalPort   int    `json:"network.local.port"`
 }
 
-func readEdgeLines(t *testing.T, file string) []edgeLine {
-	t.Helper()
-	f, err := os.Open(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	var lines []edgeLine
-	for reader := bufio.NewReader(f); ; {
-		text, err := reader.ReadString('\n')
-		if err != nil {
-			return lines // what has no end is being written
-		}
-		var l edgeLine
-		if err := json.Unmarshal([]byte(text), &l); err != nil {
-			t.Fatalf("%v: %s", err, text)
-		}
-		lines = append(lines, l)
-	}
-}
-
 // lines are the case's so far.
 func (e *scene) lines() []edgeLine {
 	e.t.Helper()
 	var own []edgeLine
-	for _, l := range readEdgeLines(e.t, e.a.Access) {
+	for _, l := range readLog[edgeLine](e.t, e.a.Access) {
 		if strings.Contains(l.Cgroup, e.label()+"/") {
 			own = append(own, l)
 		}

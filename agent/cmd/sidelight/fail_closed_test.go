@@ -39,7 +39,7 @@ func TestFailClosed(t *testing.T) {
 	}
 	w.stop() // no line is being written
 	var verdicts []string
-	for _, l := range readMeshLines(t, w.access) {
+	for _, l := range readLog[meshLine](t, w.access) {
 		if l.Role == "client" && l.Reason == "denied" {
 			verdicts = append(verdicts, l.Verdict)
 		}

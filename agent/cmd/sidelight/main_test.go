@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -352,46 +351,6 @@ func (a *agent) waitClosed() {
 		}
 		return nil
 	})
-}
-
-// logLine is what the tests read of a line of the access log.
-type logLine struct {
-	UID         string `json:"log.record.uid"`
-	TraceID     string `json:"trace_id"`
-	NetworkType string `json:"network.type"`
-	ServerPort  int    `json:"server.port"`
-	Role        string `json:"sidelight.role"`
-	Reason      string `json:"sidelight.reason"`
-	ErrorType   string `json:"error.type"`
-	Sent        uint64 `json:"sidelight.sent_bytes"`
-	Received    uint64 `json:"sidelight.received_bytes"`
-	PID         int    `json:"process.pid"`
-	Executable  string `json:"process.executable.name"`
-	Cgroup      string `json:"process.linux.cgroup"`
-}
-
-// lines reads the access log, every line of which must be an object.
-func (a *agent) lines() []logLine {
-	a.t.Helper()
-	f, err := os.Open(a.Access)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	defer f.Close()
-	var lines []logLine
-	uids := make(map[string]bool)
-	for scanner := bufio.NewScanner(f); scanner.Scan(); {
-		var l logLine
-		if err := json.Unmarshal(scanner.Bytes(), &l); err != nil {
-			a.t.Fatalf("%v: %s", err, scanner.Text())
-		}
-		if uids[l.UID] {
-			a.t.Errorf("two lines have the uid %s", l.UID)
-		}
-		uids[l.UID] = true
-		lines = append(lines, l)
-	}
-	return lines
 }
 
 // eventually polls until f has no complaint.

@@ -333,7 +333,7 @@ func TestMeshHammer(t *testing.T) {
 	report := w.agent.audit()
 	w.finish()
 	lines := make(map[string]int)
-	for _, l := range readMeshLines(t, w.agent.Access) {
+	for _, l := range readLog[meshLine](t, w.agent.Access) {
 		if l.Role != "client" {
 			continue
 		}

@@ -109,7 +109,7 @@ func TestMeshPolicies(t *testing.T) {
 	}
 	w.finish()
 	lines := make(map[string]int)
-	for _, l := range readMeshLines(t, w.agent.Access) {
+	for _, l := range readLog[meshLine](t, w.agent.Access) {
 		if l.Refused {
 			lines[l.Role+" "+l.Reason+" "+l.Verdict]++
 		}
@@ -153,7 +153,7 @@ func TestMeshRevocation(t *testing.T) {
 	}
 	w.finish()
 	reasons := make(map[string]int)
-	for _, l := range readMeshLines(t, w.agent.Access) {
+	for _, l := range readLog[meshLine](t, w.agent.Access) {
 		if l.Role == "client" {
 			reasons[l.Reason]++
 		}

@@ -72,7 +72,7 @@ func TestMeshPortUsedAgain(t *testing.T) {
 	w.finish()
 	type line struct{ role, reason string }
 	got := make(map[line]int)
-	for _, l := range readMeshLines(t, w.agent.Access) {
+	for _, l := range readLog[meshLine](t, w.agent.Access) {
 		got[line{l.Role, l.Reason}]++
 	}
 	if want := map[line]int{

@@ -251,7 +251,7 @@ spec: {addresses: [10.96.0.3], ports: [{name: http, port: 80}]}
 	mapped.close(fd)
 	// MPTCP would go by the connect hooks, so there is none in a workload; without a workload nothing is kept from it.
 	w.finish()
-	lines := readMeshLines(t, w.agent.Access)
+	lines := readLog[meshLine](t, w.agent.Access)
 	count := make(map[string]int)
 	for _, l := range lines {
 		if l.Role == "client" && l.Original != "" {
@@ -390,7 +390,7 @@ spec: {cgroup: CGROUP/other, limits: {maxConnections: 7}}
 	other.do(meshOrder{Release: true})
 	w.finish()
 	limits := make(map[string]int)
-	for _, l := range readMeshLines(t, w.agent.Access) {
+	for _, l := range readLog[meshLine](t, w.agent.Access) {
 		if l.Limit != "" {
 			limits[fmt.Sprintf("%s %s %d", l.Limit, l.Reason, l.LimitValue)]++
 		}
@@ -471,26 +471,6 @@ type meshLine struct {
 	Limit      string `json:"sidelight.limit"`
 	LimitValue uint64 `json:"sidelight.limit.value"`
 	Refused    bool   `json:"sidelight.refused_by_mesh"`
-}
-
-func readMeshLines(t *testing.T, file string) []meshLine {
-	t.Helper()
-	text, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var lines []meshLine
-	for text := range strings.Lines(string(text)) {
-		if !strings.HasSuffix(text, "\n") {
-			break // it is being written
-		}
-		var l meshLine
-		if err := json.Unmarshal([]byte(text), &l); err != nil {
-			t.Fatalf("%v: %s", err, text)
-		}
-		lines = append(lines, l)
-	}
-	return lines
 }
 
 // TestMeshConnecting bounds connects that nobody answers: of n exactly n are under way.

@@ -48,15 +48,7 @@ func TestFirstBytes(t *testing.T) {
 				t.Errorf("the histogram has %d observations, want %d", n, count)
 			}
 			ends := make(map[string]map[string]firstBytes)
-			text, err := os.ReadFile(a.Access)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for line := range strings.Lines(string(text)) {
-				var l firstBytes
-				if err := json.Unmarshal([]byte(line), &l); err != nil {
-					t.Fatal(err)
-				}
+			for _, l := range readLog[firstBytes](t, a.Access) {
 				if ends[l.TraceID] == nil {
 					ends[l.TraceID] = make(map[string]firstBytes)
 				}

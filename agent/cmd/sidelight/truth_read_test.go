@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bufio"
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -245,20 +243,7 @@ func attributeNumber(t *testing.T, attributes map[string]any, name string) int64
 // attributes reads the access log, as it is so far.
 func (a *agent) attributes() []map[string]any {
 	a.t.Helper()
-	f, err := os.Open(a.Access)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	defer f.Close()
-	var all []map[string]any
-	for scanner := bufio.NewScanner(f); scanner.Scan(); {
-		var one map[string]any
-		if err := json.Unmarshal(scanner.Bytes(), &one); err != nil {
-			a.t.Fatalf("%v: %s", err, scanner.Text())
-		}
-		all = append(all, one)
-	}
-	return all
+	return readLog[map[string]any](a.t, a.Access)
 }
 
 // mibs reads what the kernel of a namespace counts: "Tcp" and "TcpExt" before the name of a counter.

@@ -35,11 +35,7 @@ func TestWhy(t *testing.T) {
 	w.linesOnce(3)
 	past := func(where, want string) string {
 		t.Helper()
-		for line := range strings.Lines(readFile(t, w.access)) {
-			var fields map[string]any
-			if err := json.Unmarshal([]byte(line), &fields); err != nil {
-				t.Fatal(err)
-			}
+		for _, fields := range readLog[map[string]any](t, w.access) {
 			if fields["sidelight.role"] == "client" && fmt.Sprint(fields[where]) == want {
 				return fmt.Sprint(fields["log.record.uid"])
 			}
