@@ -60,8 +60,9 @@ type Account struct {
 }
 
 // New compares the sides. The kernel's was read before the ring was drained and again after, user space's last. So user space has
-// seen at least all that the kernel had counted before, and what it lacks of that is lost without a trace; and the steps that one
-// run of a program counts one after the other are all in the later reading if the first of them is in the earlier.
+// seen at least all that the kernel had counted before, and what it lacks of that is lost without a trace. A program counts what
+// tells of a step before it counts the step (account.h), however long it stands still in between: so in the later reading there is
+// what tells of all steps of the earlier.
 func New(before, after Kernel, user User) Account {
 	a := Account{Kernel: after, User: user}
 	lack := func(want, have uint64) {

@@ -93,8 +93,7 @@ static __always_inline void adopt_connection(struct tcp_sock *tp)
 	if (state == BPF_TCP_SYN_SENT) {
 		conn->event.flags = MESH_ADOPTED;
 		conn->phase = MESH_CONNECTING;
-		account_add(attempts);
-		account_add(adopted_connecting);
+		account_step(ACCOUNT(adopted_connecting), ACCOUNT(attempts));
 	} else {
 		conn->event.flags = MESH_ADOPTED | MESH_ADOPTED_OPEN;
 		conn->event.established_ns = conn->event.start_ns;

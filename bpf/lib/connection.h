@@ -86,7 +86,6 @@ static __always_inline void connection_connect(const bool in_mesh, const bool tr
 
 	if (!sk)
 		return;
-	account_add(attempts);
 	conn = bpf_sk_storage_get(&connections, sk, NULL, 0);
 	/* Else no connect hook ran on this very socket: an MPTCP subflow, or we attached between the two hooks. */
 	called = conn && conn->phase == MESH_CALLED;
@@ -112,7 +111,7 @@ static __always_inline void connection_connect(const bool in_mesh, const bool tr
 	callbacks_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
 	if (traced)
 		trace_begin(ctx, conn);
-	emit_event(conn, decided, MESH_PRE_CONNECT, MESH_TOLD_ATTEMPT, now);
+	emit_event(conn, decided, MESH_PRE_CONNECT, MESH_TOLD_ATTEMPT, ACCOUNT(attempts), now);
 }
 
 /*
@@ -125,7 +124,7 @@ static __always_inline void connection_established(const bool in_mesh, const boo
 	struct mesh_decided *decided;
 	struct mesh_connection *conn;
 	struct tcp_sock *tp;
-	__u32 tells;
+	__u32 tells, step;
 	__u64 now;
 
 	if (!sk)
@@ -136,7 +135,7 @@ static __always_inline void connection_established(const bool in_mesh, const boo
 	decided_established(decided);
 	if (conn && conn->phase == MESH_CONNECTING) {
 		tells = MESH_TOLD_ATTEMPT | MESH_TOLD_ESTABLISHED;
-		account_add(established[MESH_CLIENT]);
+		step = ACCOUNT(established[MESH_CLIENT]);
 	} else if (!passive || (!conn && ctx->bpf_sock_ops_cb_flags & STATELESS_CLIENT)) {
 		if (!conn)
 			stateless_established(ctx);
@@ -157,7 +156,7 @@ static __always_inline void connection_established(const bool in_mesh, const boo
 			trace_read(ctx, conn);
 		conn->event.start_ns = now;
 		tells = MESH_TOLD_ESTABLISHED;
-		account_add(established[MESH_SERVER]);
+		step = ACCOUNT(established[MESH_SERVER]);
 	}
 	conn->event.established_ns = now;
 	conn->phase = MESH_OPEN;
@@ -176,7 +175,7 @@ static __always_inline void connection_established(const bool in_mesh, const boo
 	if (traced)
 		trace_end(ctx, conn, true);
 	callbacks_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG | first_bytes_flag());
-	emit_event(conn, decided, MESH_ESTABLISHED, tells, now);
+	emit_event(conn, decided, MESH_ESTABLISHED, tells, step, now);
 }
 
 /* A listener's `looks` says that it has a ref of its entry in `listeners`; what it accepts begins to count with 0. */

@@ -66,16 +66,16 @@ struct mesh_told_event {
 
 /*
  * decided: NULL without a decision. tells: enum mesh_told, what user space knows once it has this event. A lost one leaves it to the next to
- * tell.
+ * tell. step: ACCOUNT() of what happened.
  */
 static __always_inline void emit_event(struct mesh_connection *conn, const struct mesh_decided *decided, __u8 kind, __u32 tells,
-				       __u64 now)
+				       __u32 step, __u64 now)
 {
 	struct mesh_told_event *both;
 	struct mesh_event *out;
 
 	if (silent & 1U << kind) {
-		account_add(sampled_out[kind]);
+		account_step(ACCOUNT(sampled_out[kind]), step);
 		return;
 	}
 	if (decided) {
@@ -85,10 +85,9 @@ static __always_inline void emit_event(struct mesh_connection *conn, const struc
 		out = bpf_ringbuf_reserve(&events, sizeof(*out), 0);
 	}
 	if (!out) {
-		account_add(reserve_failed[kind]);
+		account_step(ACCOUNT(reserve_failed[kind]), step);
 		return;
 	}
-	account_add(submitted[kind]);
 	*out = conn->event;
 	out->told = __sync_fetch_and_or(&conn->told, tells);
 	out->kind = kind;
@@ -96,23 +95,18 @@ static __always_inline void emit_event(struct mesh_connection *conn, const struc
 	if (decided)
 		((struct mesh_told_event *)out)->decision = decided->decision;
 	bpf_ringbuf_submit(out, emit_flags());
+	account_step(ACCOUNT(submitted[kind]), step);
 	emit_wake();
 }
 
 /* Whether user space gets it. Its size makes one call with a copy in the kernel cheaper than filling in what was reserved. */
-static __always_inline bool emit_close(const bool in_mesh, struct mesh_told_close *out)
+static __always_inline bool emit_close(const bool in_mesh, struct mesh_told_close *out, __u32 step)
 {
 	__u64 size = in_mesh && out->close.event.flags & MESH_DECIDED ? sizeof(*out) : sizeof(out->close);
 
-	if (silent & 1U << MESH_CLOSE) {
-		account_add(sampled_out[MESH_CLOSE]);
+	if (bpf_ringbuf_output(&events, out, size, emit_flags()))
 		return false;
-	}
-	if (bpf_ringbuf_output(&events, out, size, emit_flags())) {
-		account_add(reserve_failed[MESH_CLOSE]);
-		return false;
-	}
-	account_add(submitted[MESH_CLOSE]);
+	account_step(ACCOUNT(submitted[MESH_CLOSE]), step);
 	emit_wake();
 	return true;
 }

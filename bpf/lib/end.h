@@ -9,14 +9,11 @@
 #include "reason.h"
 #include "totals.h"
 
-static __always_inline void end_account(const struct mesh_event *event)
+static __always_inline __u32 end_step(const struct mesh_event *event)
 {
 	if (!event->established_ns)
-		account_add(failed);
-	else if (event->role == MESH_SERVER)
-		account_add(closed[MESH_SERVER]);
-	else
-		account_add(closed[MESH_CLIENT]);
+		return ACCOUNT(failed);
+	return event->role == MESH_SERVER ? ACCOUNT(closed[MESH_SERVER]) : ACCOUNT(closed[MESH_CLIENT]);
 }
 
 /* Whether this is the end of a connection, and not of something else that its socket did; then the event is filled in. */
@@ -47,6 +44,8 @@ static __always_inline void end_tell(const bool in_mesh, struct mesh_told_close 
 {
 	struct mesh_close_event *close = &out->close;
 	struct sock *sk = &tp->inet_conn.icsk_inet.sk;
+	bool silenced;
+	__u32 step;
 
 	close->sk_err = sk->sk_err;
 	close->reserved = 0;
@@ -57,7 +56,6 @@ static __always_inline void end_tell(const bool in_mesh, struct mesh_told_close 
 	else
 		close->event.reason = reason_of_close(conn, tp, close->event.established_ns != 0, old_state);
 	totals_read(close, tp, old_state);
-	end_account(&close->event);
 	if (conn) {
 		close->event.told = __sync_fetch_and_or(&conn->told, MESH_TOLD_ATTEMPT | MESH_TOLD_ESTABLISHED | MESH_TOLD_END);
 		/* Marked, not set to the totals: a sweep that is under way would take those for what it may count from. */
@@ -66,8 +64,12 @@ static __always_inline void end_tell(const bool in_mesh, struct mesh_told_close 
 		close->reported_retransmits = __sync_lock_test_and_set(&conn->reported_retransmits, MESH_REPORTED_ALL_32);
 		close->reported_syn_retransmits = __sync_lock_test_and_set(&conn->reported_syn_retransmits, MESH_REPORTED_ALL_32);
 	}
-	if (!emit_close(in_mesh, out))
-		end_lost(in_mesh, out);
+	step = end_step(&close->event);
+	silenced = silent & 1U << MESH_CLOSE;
+	if (!silenced && emit_close(in_mesh, out, step))
+		return;
+	end_lost(in_mesh, out);
+	account_step(silenced ? ACCOUNT(sampled_out[MESH_CLOSE]) : ACCOUNT(reserve_failed[MESH_CLOSE]), step);
 }
 
 #endif

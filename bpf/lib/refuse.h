@@ -35,40 +35,42 @@ static __always_inline void refuse_lost(const struct mesh_event *event, const st
 /* Unread bytes above which a refusal is told as sums only. Set at load, to a quarter of the ring: half of it may be read and not given back yet. */
 const volatile __u64 refuse_bytes = 1 << 20;
 
-/* Tells of it. event: who, where and why, and REFUSE_FLAGS; its times are those of the call. */
-static __always_inline void refuse_tell(const struct mesh_event *event, const struct mesh_decision *decision)
+/* Returns ACCOUNT() of what came of it. */
+static __always_inline __u32 refuse_send(const struct mesh_event *event, const struct mesh_decision *decision)
 {
-	struct mesh_refused *out;
+	struct mesh_refused *out = NULL;
+	bool silenced = silent & 1U << MESH_CLOSE;
 
-	if (event->role == MESH_CLIENT) {
-		account_add(attempts);
-		account_add(failed);
-		account_add(refused[MESH_CLIENT]);
-	} else {
-		account_add(refused[MESH_SERVER]);
-	}
-	if (silent & 1U << MESH_CLOSE) {
-		account_add(sampled_out[MESH_CLOSE]);
-		refuse_lost(event, decision);
-		return;
-	}
 	/* A refusal costs who asks for it next to nothing: a loop of them is not to take the room of everybody's connections. */
-	out = NULL;
-	if (bpf_ringbuf_query(&events, BPF_RB_PROD_POS) - read_position < refuse_bytes)
+	if (!silenced && bpf_ringbuf_query(&events, BPF_RB_PROD_POS) - read_position < refuse_bytes)
 		out = bpf_ringbuf_reserve(&events, sizeof(*out), 0);
 	if (!out) {
-		account_add(reserve_failed[MESH_CLOSE]);
 		refuse_lost(event, decision);
-		return;
+		return silenced ? ACCOUNT(sampled_out[MESH_CLOSE]) : ACCOUNT(reserve_failed[MESH_CLOSE]);
 	}
-	account_add(submitted[MESH_CLOSE]);
 	__builtin_memset(out, 0, sizeof(*out));
 	out->close.event = *event;
 	out->close.event.kind = MESH_CLOSE;
 	out->close.min_rtt_us = ~0U;
 	out->decision = *decision;
 	bpf_ringbuf_submit(out, emit_flags());
-	emit_wake();
+	return ACCOUNT(submitted[MESH_CLOSE]);
+}
+
+/* Tells of it. event: who, where and why, and REFUSE_FLAGS; its times are those of the call. */
+static __always_inline void refuse_tell(const struct mesh_event *event, const struct mesh_decision *decision)
+{
+	__u32 told = refuse_send(event, decision);
+
+	if (event->role == MESH_CLIENT) {
+		account_step(told, ACCOUNT(refused[MESH_CLIENT]));
+		account_step(ACCOUNT(attempts),
+			     ACCOUNT(failed)); /* in this order: nothing is to seem to be at rest that is not */
+	} else {
+		account_step(told, ACCOUNT(refused[MESH_SERVER]));
+	}
+	if (told == ACCOUNT(submitted[MESH_CLOSE]))
+		emit_wake();
 }
 
 #endif

@@ -22,13 +22,12 @@
 static __always_inline void stateless_begin(struct bpf_sock_ops *ctx, __u8 role)
 {
 	if (role == MESH_CLIENT) {
-		account_add(storage_failed[MESH_CLIENT]);
+		account_step(ACCOUNT(storage_failed[MESH_CLIENT]), ACCOUNT(attempts));
 		callbacks_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG | STATELESS_CLIENT);
 		return;
 	}
 	account_add(storage_failed[MESH_SERVER]);
-	account_add(established[MESH_SERVER]);
-	account_add(stateless_established);
+	account_step(ACCOUNT(stateless_established), ACCOUNT(established[MESH_SERVER]));
 	callbacks_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG | STATELESS_SERVER);
 }
 
@@ -55,8 +54,7 @@ static __always_inline void stateless_established(struct bpf_sock_ops *ctx)
 {
 	if (!(ctx->bpf_sock_ops_cb_flags & STATELESS_CLIENT))
 		return;
-	account_add(established[MESH_CLIENT]);
-	account_add(stateless_established);
+	account_step(ACCOUNT(stateless_established), ACCOUNT(established[MESH_CLIENT]));
 }
 
 /* Whether the socket that closes had a connection without state; then the event is filled in. */
