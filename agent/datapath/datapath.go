@@ -714,9 +714,22 @@ func (d *Datapath) programs() []namedProgram {
 	}...)
 }
 
-// Detach takes the programs off the cgroup, unless Keep was called: then they stay where they are. What is in the ring stays readable until Close. Safe
-// twice.
-func (d *Datapath) Detach() error { return d.detach() }
+// Detach takes the programs off the cgroup, unless Keep was called: then they stay where they are. Whatever they tell is in the ring when it returns, and
+// stays readable until Close. Safe twice.
+func (d *Datapath) Detach() error {
+	err := d.detach()
+	if !d.keep {
+		waitPrograms()
+	}
+	return err
+}
+
+// waitPrograms waits for programs that run where they were detached from meanwhile: closing a link does not. All of ours run in an RCU read-side section,
+// and membarrier's oldest command is synchronize_rcu(). Where it is not to be had (nohz_full, a seccomp filter) what such a program tells last is not read.
+func waitPrograms() {
+	const membarrierCmdGlobal = 1 // linux/membarrier.h
+	_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, membarrierCmdGlobal, 0, 0)
+}
 
 // Keep leaves what is pinned where it is when this process lets go of it. Without pins it does nothing.
 func (d *Datapath) Keep() { d.keep = d.pins != nil }

@@ -253,6 +253,9 @@ func (d *demoRun) watch(ctx context.Context, out io.Writer) error {
 		case <-ctx.Done():
 			return nil
 		case <-looks:
+			if ctx.Err() != nil { // both were ready
+				return nil
+			}
 			if err := d.mesh.look(d.node.mesh); err != nil {
 				return err
 			}
@@ -321,7 +324,7 @@ func (d *demoRun) report(out io.Writer, a account.Account, interrupted bool) err
 	r := demoReport{
 		Edges: demo.Edges(received.Metrics), Account: a, AccessLogLines: d.node.log.Lines(), Received: received,
 		Closes: a.Unaccounted == 0 && a.Kernel.Attempts == a.Kernel.Established["client"]+a.Kernel.Failed && ended == d.node.log.Lines() &&
-			ended == uint64(received.Logs) && ended == uint64(received.UniqueLogs) && ended == uint64(received.Spans),
+			ended == uint64(received.UniqueLogs) && ended == uint64(received.UniqueSpans),
 	}
 	var missing []string
 	if d.mesh != nil {

@@ -297,11 +297,11 @@ func (n *node) wait(ctx context.Context, failed <-chan error) error {
 
 // handOnTime is how long the mesh receiver may take for what is queued; a pipeline that refuses all of it would take for ever.
 // flushTime is how long exporters may take for what they have: a queue on disk has all that an outage left, and keeps it. flushPatience is how long those
-// that make no progress are waited for.
+// that make no progress are waited for, more than what the built-in pipeline collects for (flush_timeout).
 const (
 	handOnTime    = 5 * time.Second
 	flushTime     = 10 * time.Second
-	flushPatience = time.Second
+	flushPatience = 3 * time.Second
 )
 
 // stopCollector lets the receiver take what is queued, and the exporters send it or, while the backend is down, leave it in their

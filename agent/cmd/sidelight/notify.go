@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -47,10 +48,31 @@ func readerWorks(ctx context.Context, drain func(context.Context) error, receive
 	return drain(ctx) == nil || received() != before
 }
 
+// notifyTime is how long a service manager that does not read may hold up whoever tells it something.
+const notifyTime = time.Second
+
 func (s *supervisor) tell(state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
+	if err := notify(state); err != nil {
 		s.logger.Warn("the service manager was not told; is NOTIFY_SOCKET right?", "state", state, "error", err)
 	}
+}
+
+// notify is daemon.SdNotify, which has no bound of time: a full queue of NOTIFY_SOCKET would keep the agent from its end.
+func notify(state string) error {
+	socket := os.Getenv("NOTIFY_SOCKET")
+	if socket == "" {
+		return nil
+	}
+	conn, err := net.DialTimeout("unixgram", socket, notifyTime)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := conn.SetWriteDeadline(time.Now().Add(notifyTime)); err != nil {
+		return err
+	}
+	_, err = conn.Write([]byte(state))
+	return err
 }
 
 // ready is called once, when the agent works. The watchdog is fed from then on, until stopping.

@@ -23,14 +23,16 @@ type Sink struct {
 	mu       sync.Mutex
 	received Received
 	uids     map[string]struct{}
+	spanIDs  map[pcommon.SpanID]struct{}
 }
 
-// Received is what came.
+// Received is what came. OTLP sends again what was not answered in time, so some of it can have come twice.
 type Received struct {
-	Logs       int `json:"log_records"`
-	UniqueLogs int `json:"unique_log_records"`
-	Spans      int `json:"spans"`
-	DataPoints int `json:"data_points"`
+	Logs        int `json:"log_records"`
+	UniqueLogs  int `json:"unique_log_records"` // by log.record.uid
+	Spans       int `json:"spans"`
+	UniqueSpans int `json:"unique_spans"` // by span id
+	DataPoints  int `json:"data_points"`
 
 	Lines    []Line          `json:"-"` // the newest, oldest first
 	Refusals []Line          `json:"-"` // the newest that the mesh refused
@@ -52,7 +54,7 @@ const lines = 8
 
 // NewSink returns an empty sink.
 func NewSink() *Sink {
-	return &Sink{uids: make(map[string]struct{}), received: Received{
+	return &Sink{uids: make(map[string]struct{}), spanIDs: make(map[pcommon.SpanID]struct{}), received: Received{
 		Metrics: pmetric.NewMetrics(), Previous: pmetric.NewMetrics(), Decided: make(Decisions),
 	}}
 }
@@ -62,7 +64,7 @@ func (s *Sink) Received() Received {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.received
-	r.UniqueLogs = len(s.uids)
+	r.UniqueLogs, r.UniqueSpans = len(s.uids), len(s.spanIDs)
 	r.Lines, r.Own = append([]Line(nil), r.Lines...), append([]Line(nil), r.Own...)
 	r.Refusals, r.Decided = append([]Line(nil), r.Refusals...), maps.Clone(r.Decided)
 	r.OwnSpans = append([]string(nil), r.OwnSpans...)
@@ -132,6 +134,9 @@ func (s *Sink) traces(_ context.Context, traces ptrace.Traces) error {
 		for _, scope := range resource.ScopeSpans().All() {
 			if strings.HasSuffix(scope.Scope().Name(), "/meshreceiver") {
 				s.received.Spans += scope.Spans().Len()
+				for _, span := range scope.Spans().All() {
+					s.spanIDs[span.SpanID()] = struct{}{}
+				}
 				continue
 			}
 			for _, span := range scope.Spans().All() {
