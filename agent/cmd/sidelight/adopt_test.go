@@ -40,10 +40,10 @@ func TestAdoption(t *testing.T) {
 				Addr: netip.AddrPortFrom(netip.MustParseAddr(c.addr), port), Ending: clientHolds, Count: count, Parallel: count,
 				Request: request, Response: response, Late: late, Until: until, Bound: c.bound,
 			}
-			client := startScript(t, ns, filepath.Join(cgroup, "client"), s)
+			client := startHolding(t, ns, filepath.Join(cgroup, "client"), s)
 			// None of the agent's business.
 			s.Addr = netip.AddrPortFrom(s.Addr.Addr(), otherPort)
-			other := startScript(t, ns, outside, s)
+			other := startHolding(t, ns, outside, s)
 			waitSockets(t, ns, established, 4*count)
 
 			a := startAgent(t, cgroup)

@@ -257,7 +257,9 @@ func TestBudgetLadder(t *testing.T) {
 		return nil
 	})
 	a.waitClosed()
-	eventually(t, "the account", func() error {
+	// Not more often: who asks is in what is measured, too.
+	const pause = time.Second
+	eventuallyEvery(t, pause, time.Minute, "the account", func() error {
 		r := a.audit()
 		w, l, s := r.AccessLog, r.Receiver["logs"], r.Receiver["traces"]
 		if r.Unaccounted != 0 {
@@ -272,19 +274,22 @@ func TestBudgetLadder(t *testing.T) {
 		}
 		return nil
 	})
-	steps := a.stepsOf()
+	var steps []string
+	eventuallyEvery(t, pause, 2*time.Minute, "the sums", func() error {
+		steps = a.stepsOf()
+		return a.wants(map[string]uint64{
+			`sidelight_tcp_connection_attempts_total{role="client"}`:           count,
+			`sidelight_tcp_connection_established_total{role="server"}`:        count,
+			`sidelight_tcp_connection_closed_total{reason="ok",role="client"}`: count,
+			`sidelight_tcp_connection_closed_total{reason="ok",role="server"}`: count,
+			`sidelight_tcp_sent_bytes_total{role="client"}`:                    count * (headerBytes + 100),
+			`sidelight_tcp_received_bytes_total{role="client"}`:                count * 1000,
+			`sidelight_tcp_connection_open{role="client"}`:                     0,
+			`sidelight_budget_rung`:                                            0,
+			`sidelight_budget_steps_total{}`:                                   uint64(len(steps)),
+		})()
+	})
 	t.Logf("after it: %v", steps[down+up:])
-	eventually(t, "the sums", a.wants(map[string]uint64{
-		`sidelight_tcp_connection_attempts_total{role="client"}`:           count,
-		`sidelight_tcp_connection_established_total{role="server"}`:        count,
-		`sidelight_tcp_connection_closed_total{reason="ok",role="client"}`: count,
-		`sidelight_tcp_connection_closed_total{reason="ok",role="server"}`: count,
-		`sidelight_tcp_sent_bytes_total{role="client"}`:                    count * (headerBytes + 100),
-		`sidelight_tcp_received_bytes_total{role="client"}`:                count * 1000,
-		`sidelight_tcp_connection_open{role="client"}`:                     0,
-		`sidelight_budget_rung`:                                            0,
-		`sidelight_budget_steps_total{}`:                                   uint64(len(steps)),
-	}))
 	files, err := filepath.Glob(filepath.Join(state, "profiles", "*"))
 	if err != nil || len(files) != 1 {
 		t.Errorf("profiles: %v, %v; want one", files, err)

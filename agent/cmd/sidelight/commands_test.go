@@ -75,6 +75,7 @@ func waitReaders(t *testing.T, state string, want int) {
 func TestCommands(t *testing.T) {
 	needRoot(t)
 	const good, refused, sent, received = 40, 25, 700, 3000
+	const nobody = 1 // a port that no connect is given for its own
 	cgroup := newCgroup(t, "client", "server")
 	ns := newNamespace(t)
 	a, state := lookedAt(t, cgroup)
@@ -83,7 +84,7 @@ func TestCommands(t *testing.T) {
 
 	all := startCommand(t, "tail", "--state-directory", state, "--count", fmt.Sprint(2*good+refused))
 	some := startCommand(t, "tail", "--state-directory", state, "--json", "--count", fmt.Sprint(refused),
-		fmt.Sprintf(`reason != ok && local.workload =~ "/client$" && peer.workload == localhost && sent < 1KiB && port == %d`, port+1))
+		fmt.Sprintf(`reason != ok && local.workload =~ "/client$" && peer.workload == localhost && sent < 1KiB && port == %d`, nobody))
 	waitReaders(t, state, 2)
 	top := startCommand(t, "top", "--json", "--interval", "200ms", "--sort", "bytes", "--state-directory", state, "local =~ /client")
 	first := topLine(t, top)
@@ -94,13 +95,13 @@ func TestCommands(t *testing.T) {
 	runScript(t, ns, filepath.Join(cgroup, "client"), script{
 		Addr: netip.AddrPortFrom(loopback, port), Ending: clientCloses, Count: good, Parallel: 4, Request: sent - headerBytes, Response: received,
 	})
-	runScript(t, ns, filepath.Join(cgroup, "client"), script{Addr: netip.AddrPortFrom(loopback, port+1), Ending: connectOnly, Count: refused})
+	runScript(t, ns, filepath.Join(cgroup, "client"), script{Addr: netip.AddrPortFrom(loopback, nobody), Ending: connectOnly, Count: refused})
 	a.waitClosed()
 
 	// What the intervals have is together what there is.
 	var sum look.Counts
 	reasons := make(map[string]uint64)
-	for seen := (look.Counts{}); seen.Begun < good+refused || seen.Closed < good; {
+	for seen := (look.Counts{}); seen.Begun < good+refused || seen.Closed < good || seen.Failed < refused; {
 		r := topLine(t, top)
 		if len(r.Edges) == 0 {
 			continue

@@ -64,7 +64,7 @@ func TestStreamOfWhoDoesNotRead(t *testing.T) {
 
 // TestStreamOfWhoReads goes on for longer than a write may take, also when there is nothing for long, and has an end.
 func TestStreamOfWhoReads(t *testing.T) {
-	const within = 50 * time.Millisecond
+	const within = 500 * time.Millisecond
 	address := stream(t, within, func(s *controlStream) {
 		for range 2 {
 			if _, err := s.Write([]byte("line\n")); err != nil {

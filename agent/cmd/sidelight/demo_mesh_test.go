@@ -144,10 +144,10 @@ func checkDemoRefusals(t *testing.T, report *demoReport) {
 	}
 }
 
-// TestDemoMeshShort gives it too little time: what is missing is told, and the exit code is 1.
+// TestDemoMeshShort gives it too little time, less than to the first look at it: what is missing is told, and the exit code is 1.
 func TestDemoMeshShort(t *testing.T) {
 	needRoot(t)
-	cmd := demoProgram(t, "--mesh", "--duration", "60ms")
+	cmd := demoProgram(t, "--mesh", "--duration", "40ms")
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != exitFailed {

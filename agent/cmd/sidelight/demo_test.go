@@ -18,7 +18,7 @@ import (
 // left behind.
 func TestDemo(t *testing.T) {
 	needRoot(t)
-	cmd := demoProgram(t, "--json", "--duration", "5s")
+	cmd := demoProgram(t, "--json", "--duration", stretched(5*time.Second).String())
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -73,6 +73,8 @@ var calls = map[string]func(call) (answer, error){
 	},
 	// queued is how much waits to be read.
 	"queued": func(c call) (answer, error) { return number(unix.IoctlGetInt(c.FD, unix.TIOCINQ)) },
+	// unacknowledged is how much of what was sent has not arrived, or its acknowledgement has not.
+	"unacknowledged": func(c call) (answer, error) { return number(unix.IoctlGetInt(c.FD, unix.TIOCOUTQ)) },
 	// keep lets exec have the file descriptor.
 	"keep": func(c call) (answer, error) { return number(unix.FcntlInt(uintptr(c.FD), unix.F_SETFD, 0)) },
 	"name": func(c call) (answer, error) {
@@ -423,6 +425,20 @@ func (c *caller) state(fd, want int) {
 		}
 		return nil
 	})
+}
+
+// acknowledged waits until all that a socket sent has been acknowledged. That it was sent, or even received, says nothing of segments that a CPU has
+// still to look at: net_rx_action() leaves to ksoftirqd what it has no time for.
+func (c *caller) acknowledged(fds ...int) {
+	c.t.Helper()
+	for _, fd := range fds {
+		eventually(c.t, "acknowledgements", func() error {
+			if n := c.call("unacknowledged", fd); n != 0 {
+				return fmt.Errorf("%d bytes have none", n)
+			}
+			return nil
+		})
+	}
 }
 
 // TCP states, as TCP_INFO has them.

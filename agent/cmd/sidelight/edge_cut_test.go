@@ -62,6 +62,7 @@ func TestCut(t *testing.T) {
 		for _, sf := range servers {
 			s.recv(sf, request)
 		}
+		c.acknowledged(clients...) // or it would be sent again, for longer than there is patience, and not kept alive
 		w.set(lose)
 		for _, cf := range clients {
 			c.call("setsockopt", cf, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 1)

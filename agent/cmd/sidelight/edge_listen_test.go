@@ -29,7 +29,9 @@ func TestListen(t *testing.T) {
 		c, s := e.pair()
 		l, addr := s.listen(loopback6, many)
 		for range many {
-			c.send(c.connect(addr), request)
+			cf := c.connect(addr)
+			c.send(cf, request)
+			c.acknowledged(cf)
 		}
 		s.close(l)
 		e.check(many, map[end]int{
@@ -45,6 +47,7 @@ func TestListen(t *testing.T) {
 		for range room {
 			c.connect(addr)
 		}
+		e.waitCounter("TcpPassiveOpens", room)
 		var waiting []int
 		for range many {
 			waiting = append(waiting, c.connecting(addr))
@@ -72,9 +75,11 @@ func TestListen(t *testing.T) {
 		for range room {
 			clients = append(clients, c.connect(addr))
 		}
+		e.waitCounter("TcpPassiveOpens", room)
 		for range room {
 			clients = append(clients, c.connecting(addr))
 		}
+		e.waitCounter("TcpExtListenOverflows", room)
 		var servers []int
 		for range room {
 			servers = append(servers, s.call("accept", l))
@@ -111,6 +116,7 @@ func TestListen(t *testing.T) {
 		for range room {
 			c.connect(addr)
 		}
+		e.waitCounter("TcpPassiveOpens", room)
 		for range many {
 			c.connecting(addr)
 		}
@@ -154,6 +160,9 @@ func TestListen(t *testing.T) {
 			return nil
 		})
 		s.close(l)
+		if e.counter("TcpExtTCPSynRetrans") > 0 {
+			e.t.Skip("a SYN was answered once more before the listener was gone, and whoever answered that was reset")
+		}
 		e.gauge("open", many-room) // those that were in have been reset
 		var orphans []int
 		for _, cf := range clients {
@@ -224,6 +233,7 @@ func TestListen(t *testing.T) {
 			c.send(cf, request)
 			c.close(cf)
 		}
+		e.waitCounter("TcpPassiveOpens", 4*many)
 		want := map[end]int{clientEnd(c, "ok", request, 0): 4 * many}
 		for i, s := range servers {
 			for {

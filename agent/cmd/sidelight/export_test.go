@@ -104,15 +104,12 @@ func TestExport(t *testing.T) {
 			})
 			a.waitClosed()
 			eventually(t, "logs and spans", func() error {
-				if r := b.Received(); r.Logs != 2*count || r.Spans != 2*count {
-					return fmt.Errorf("got %d logs and %d spans, want %d", r.Logs, r.Spans, 2*count)
-				}
-				return nil
+				return receivedOnce(b.Received(), 2*count)
 			})
 			a.stop()
 			r := b.Received()
-			if r.Logs != 2*count || r.UniqueLogs != 2*count || r.Spans != 2*count {
-				t.Errorf("got %d logs (%d different) and %d spans, want %d", r.Logs, r.UniqueLogs, r.Spans, 2*count)
+			if err := receivedOnce(r, 2*count); err != nil {
+				t.Error(err)
 			}
 			edges := demo.Edges(r.Metrics)
 			if len(edges) != 2 {
@@ -138,6 +135,15 @@ func TestExport(t *testing.T) {
 			}
 		})
 	}
+}
+
+// receivedOnce wants so many log records and spans, each once. What is answered too late is sent again, and OTLP cannot tell: where machines are emulated
+// it may have come twice.
+func receivedOnce(r demo.Received, n int) error {
+	if r.UniqueLogs != n || r.UniqueSpans != n || !emulatedMachine() && (r.Logs != n || r.Spans != n) {
+		return fmt.Errorf("got %d logs (%d different) and %d spans (%d different), want %d of each", r.Logs, r.UniqueLogs, r.Spans, r.UniqueSpans, n)
+	}
+	return nil
 }
 
 // ownMetrics reads what the agent tells of itself, by name and values of attributes. A request can hold several reports, oldest first.
@@ -190,8 +196,8 @@ func TestBackendDown(t *testing.T) {
 	a := startAgent(t, cgroup, "--config", config, "--otlp-endpoint", "http://"+grpc)
 	const want = 2 * 2 * count // two rounds, two ends
 	eventuallyWithin(t, time.Minute, "everything that waited", func() error {
-		if r := b.Received(); r.UniqueLogs < want || r.Spans < want {
-			return fmt.Errorf("got %d different logs and %d spans, want %d", r.UniqueLogs, r.Spans, want)
+		if r := b.Received(); r.UniqueLogs < want || r.UniqueSpans < want {
+			return fmt.Errorf("got %d different logs and %d different spans, want %d", r.UniqueLogs, r.UniqueSpans, want)
 		}
 		return nil
 	})
@@ -209,8 +215,8 @@ func TestBackendDown(t *testing.T) {
 		return nil
 	})
 	a.stop()
-	if r := b.Received(); r.Logs != want || r.UniqueLogs != want || r.Spans != want {
-		t.Errorf("got %d logs (%d different) and %d spans, want %d of each", r.Logs, r.UniqueLogs, r.Spans, want)
+	if err := receivedOnce(b.Received(), want); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -4,13 +4,14 @@ import (
 	"fmt"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // TestFailClosed leaves a data path alone for longer than it is told to be: policies deny everything then, until there is an agent again.
 func TestFailClosed(t *testing.T) {
 	w := newRestartWorld(t, restartMesh(0))
 	config := filepath.Join(t.TempDir(), "closed.yaml")
-	writeFile(t, config, noBudget+"\nmesh: {fail_closed_after: 5s}\n")
+	writeFile(t, config, fmt.Sprintf("%s\nmesh: {fail_closed_after: %v}\n", noBudget, stretched(5*time.Second)))
 	w.startOf(program, "--config", config)
 	to := w.service()
 	if got := w.web.do(meshOrder{To: to, Count: 3}); got.Answers[serverV4(1)] != 3 {

@@ -111,7 +111,7 @@ func TestStopIsNotHeldUp(t *testing.T) {
 		if err == nil {
 			t.Error("it says that all went well, with lines unwritten")
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(patiently(t, 20*time.Second)):
 		t.Fatal("it does not end")
 	}
 }

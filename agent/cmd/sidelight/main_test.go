@@ -293,21 +293,26 @@ func (a *agent) start() {
 // stop ends the agent as an operator would, which flushes everything.
 func (a *agent) stop() {
 	a.t.Helper()
-	if err := a.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		a.t.Fatal(err)
-	}
+	a.signal(syscall.SIGTERM)
+	a.wait()
+}
+
+func (a *agent) wait() {
+	a.t.Helper()
 	if err := a.cmd.Wait(); err != nil {
 		a.t.Fatalf("agent: %v", err)
 	}
 }
 
-// metrics reads /metrics.
-func (a *agent) metrics() string {
+// metrics reads /metrics, again if the agent had no time to read its ring: then the account is not among them.
+func (a *agent) metrics() (text string) {
 	a.t.Helper()
-	text, err := a.scrape()
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	eventually(a.t, "metrics with the account", func() (err error) {
+		if text, err = a.scrape(); err == nil && !strings.Contains(text, "\nsidelight_accounting_unaccounted") {
+			return errors.New("it is not there")
+		}
+		return err
+	})
 	return text
 }
 
@@ -328,13 +333,13 @@ func (a *agent) scrape() (string, error) {
 	return string(text), nil
 }
 
-// audit asks for the account.
-func (a *agent) audit() *auditReport {
+// audit asks for the account, again if the agent had no time to read its ring.
+func (a *agent) audit() (report *auditReport) {
 	a.t.Helper()
-	report, err := fetchAudit(a.t.Context(), a.Address)
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	eventually(a.t, "the account", func() (err error) {
+		report, err = fetchAudit(a.t.Context(), a.Address)
+		return err
+	})
 	return report
 }
 
@@ -361,6 +366,11 @@ func eventually(t *testing.T, what string, f func() error) {
 
 func eventuallyWithin(t *testing.T, limit time.Duration, what string, f func() error) {
 	t.Helper()
+	eventuallyEvery(t, 10*time.Millisecond, limit, what, f)
+}
+
+func eventuallyEvery(t *testing.T, pause, limit time.Duration, what string, f func() error) {
+	t.Helper()
 	limit = patiently(t, limit)
 	deadline := time.Now().Add(limit)
 	for {
@@ -371,7 +381,7 @@ func eventuallyWithin(t *testing.T, limit time.Duration, what string, f func() e
 		if time.Now().After(deadline) {
 			t.Fatalf("waited %v for %s: %v", limit, what, err)
 		}
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(pause)
 	}
 }
 
@@ -379,6 +389,14 @@ func eventuallyWithin(t *testing.T, limit time.Duration, what string, f func() e
 func emulatedMachine() bool {
 	n, _ := strconv.Atoi(os.Getenv(patience))
 	return n > 1
+}
+
+// stretched is a time that the product is told and that a test has to be faster than.
+func stretched(limit time.Duration) time.Duration {
+	if emulatedMachine() {
+		return 3 * limit
+	}
+	return limit
 }
 
 // patiently is a deadline on the machine that this runs on.

@@ -96,7 +96,8 @@ func TestMeshPriority(t *testing.T) {
 func TestMeshOutliers(t *testing.T) {
 	w := newMeshWorld(t, "client", "server")
 	servers := w.servers("server", serverV4(1), serverV4(2))
-	w.run(serviceYAML("shop", 1, ", loadBalancing: {policy: roundRobin}, outlierDetection: {consecutiveFailures: 5, baseEjectionTime: 2s, maxEjectionPercent: 50}") +
+	w.run(serviceYAML("shop", 1, fmt.Sprintf(", loadBalancing: {policy: roundRobin}, outlierDetection: {consecutiveFailures: 5, baseEjectionTime: %v, maxEjectionPercent: 50}",
+		stretched(2*time.Second))) +
 		endpointsYAML("shop", "", "", ""))
 	c := w.client("client")
 	// Of three endpoints one may be out. Its turns fail until the fifth in a row has been heard of, and never after it.
@@ -139,7 +140,8 @@ func TestMeshHealthChecks(t *testing.T) {
 	t.Cleanup(func() { here.Close() })
 	w.ns = here
 	servers := w.servers("server", serverV4(1), serverV4(2))
-	w.run(serviceYAML("shop", 1, ", loadBalancing: {policy: roundRobin}, healthCheck: {interval: 50ms, timeout: 1s, unhealthyThreshold: 2, healthyThreshold: 2}") +
+	w.run(serviceYAML("shop", 1, fmt.Sprintf(", loadBalancing: {policy: roundRobin}, healthCheck: {interval: 50ms, timeout: %v, unhealthyThreshold: 2, healthyThreshold: 2}",
+		patiently(t, time.Second))) +
 		strings.NewReplacer(`, "fd00::1"`, "", `, "fd00::2"`, "").Replace(endpointsYAML("shop", "", "")))
 	c := w.client("client")
 	w.expect("both listen", c.do(meshOrder{To: to(serviceV4(1), 80), Count: 10}), only(serverV4(1), 5, serverV4(2), 5), nil)

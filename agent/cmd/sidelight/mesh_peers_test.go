@@ -186,7 +186,7 @@ func (m *meshClient) one(o *meshOrder, tally *meshTally) {
 }
 
 func dialName(o *meshOrder) (net.Conn, string, error) {
-	dialer := net.Dialer{Timeout: 10 * time.Second}
+	dialer := net.Dialer{Timeout: stretched(10 * time.Second)}
 	dialer.SetMultipathTCP(false)
 	if o.Bind != "" {
 		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(o.Bind), 0))

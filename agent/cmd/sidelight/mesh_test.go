@@ -476,7 +476,8 @@ type meshLine struct {
 // TestMeshConnecting bounds connects that nobody answers: of n exactly n are under way.
 func TestMeshConnecting(t *testing.T) {
 	w := newMeshWorld(t, "client")
-	// A link without anybody at its other end: SYNs wait for a neighbour that does not come.
+	// A link without anybody at its other end who would answer. The neighbour is known: the kernel would give up a search for one after 3 s, and the connects
+	// with it.
 	h, err := netlink.NewHandleAt(w.ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		t.Fatal(err)
@@ -501,6 +502,15 @@ func TestMeshConnecting(t *testing.T) {
 		}
 	}
 	w.addresses("wire", "198.51.100.1/24")
+	near, err := h.LinkByName("wire")
+	if err == nil {
+		err = h.NeighAdd(&netlink.Neigh{
+			LinkIndex: near.Attrs().Index, IP: net.IPv4(198, 51, 100, 77), HardwareAddr: wireAddress(7), State: netlink.NUD_PERMANENT,
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	w.run(`apiVersion: sidelight.io/v1alpha1
 kind: Service
 metadata: {name: silent, namespace: demo}

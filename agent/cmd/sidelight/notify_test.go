@@ -195,6 +195,32 @@ func TestNotifyGone(t *testing.T) {
 	}
 }
 
+// A manager that does not read holds nobody up for long.
+func TestNotifyFull(t *testing.T) {
+	m := newManager(t, filepath.Join(t.TempDir(), "notify"))
+	conn, err := net.Dial("unixgram", os.Getenv("NOTIFY_SOCKET"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for { // until its queue is full
+		if err := conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Write([]byte("WATCHDOG=1")); errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := newWatched()
+	w.stopping(nil)
+	if log := w.log.String(); !strings.Contains(log, "the service manager was not told") || !strings.Contains(log, "i/o timeout") {
+		t.Errorf("log is %q, want that it took too long", log)
+	}
+	m.want("WATCHDOG=1")
+}
+
 // A reader that the stop finds waiting does not hold it up.
 func TestNotifyStopWhileAsking(t *testing.T) {
 	m := newManager(t, filepath.Join(t.TempDir(), "notify"))
@@ -252,7 +278,7 @@ func TestNotifyLive(t *testing.T) {
 	m.want("READY=1\nSTATUS=attached to " + cgroup + ", metrics on " + a.Address)
 	m.want("WATCHDOG=1")
 	m.want("WATCHDOG=1")
-	a.stop()
+	a.signal(syscall.SIGTERM)
 	message := m.next()
 	for message == "WATCHDOG=1" {
 		message = m.next()
@@ -260,5 +286,6 @@ func TestNotifyLive(t *testing.T) {
 	if !strings.HasPrefix(message, "STOPPING=1\n") {
 		t.Errorf("told %q, want that it stops", message)
 	}
+	a.wait()
 	m.nothing()
 }

@@ -346,6 +346,22 @@ func startScript(t *testing.T, ns netns.NsHandle, cgroup string, s script) *proc
 	return start(t, ns, cgroup, cmd)
 }
 
+// startHolding starts a client that holds its connections, and waits until it has all of them and their responses.
+func startHolding(t *testing.T, ns netns.NsHandle, cgroup string, s script) *process {
+	t.Helper()
+	for range s.Count {
+		s.Items = append(s.Items, s)
+	}
+	for i := range s.Items {
+		s.Items[i].Items = nil
+	}
+	p := startScript(t, ns, cgroup, s)
+	if said := p.line(); said != saysRest {
+		t.Fatalf("a client says %q, want %q", said, saysRest)
+	}
+	return p
+}
+
 // runScript runs a client to its end.
 func runScript(t *testing.T, ns netns.NsHandle, cgroup string, s script) (pid int, result clientResult) {
 	t.Helper()

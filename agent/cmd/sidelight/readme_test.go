@@ -360,14 +360,17 @@ func TestEndpoints(t *testing.T) {
 	needRoot(t)
 	a := startAgent(t, newCgroup(t))
 	for _, path := range []string{"/healthz", "/readyz", "/metrics", "/debug/pprof/", "/debug/pprof/heap"} {
-		response, err := http.Get("http://" + a.Address + path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		response.Body.Close()
-		if response.StatusCode != http.StatusOK {
-			t.Errorf("%s: %s", path, response.Status)
-		}
+		eventually(t, path, func() error { // not being well for a moment is an answer, too
+			response, err := http.Get("http://" + a.Address + path)
+			if err != nil {
+				return err
+			}
+			response.Body.Close()
+			if response.StatusCode != http.StatusOK {
+				return errors.New(response.Status)
+			}
+			return nil
+		})
 	}
 	a.stop()
 }

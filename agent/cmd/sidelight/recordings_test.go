@@ -46,7 +46,7 @@ var recordings = []aRecording{
 			run(script{Addr: at("::1", port), Ending: serverResets, Count: 2, Request: mixRequest})
 			until, never := filepath.Join(t.TempDir(), "end"), filepath.Join(t.TempDir(), "never")
 			held := script{Addr: at("127.0.0.1", port), Ending: clientHolds, Count: 1, Request: mixRequest, Response: mixResponse, Until: until}
-			p := startScript(t, ns, client, held)
+			p := startHolding(t, ns, client, held)
 			waitSockets(t, ns, established, 2*(1))
 			r.waitSwept()
 			if err := os.WriteFile(until, nil, 0o600); err != nil {
@@ -55,7 +55,7 @@ var recordings = []aRecording{
 			p.end()
 			r.waitEnded(2*(5+4+2+1) + 3)
 			held.Until = never
-			startScript(t, ns, client, held) // killed with the test
+			startHolding(t, ns, client, held) // killed with the test
 			waitSockets(t, ns, established, 2*(1))
 			r.stop()
 			if k := r.tally().kinds; k[event.FrameSweepRecord] < 4 {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"strconv"
@@ -9,8 +10,19 @@ import (
 	"time"
 )
 
-// created returns when the counters of a name began, as a scrape tells it; zero: it does not.
-func (a *agent) created(name string) time.Time {
+// created waits for a scrape that tells when the counters of a name began: one that finds no time to read the ring leaves some out.
+func (a *agent) created(name string) (began time.Time) {
+	a.t.Helper()
+	eventually(a.t, "the beginning of "+name, func() error {
+		if began = a.createdNow(name); began.IsZero() {
+			return errors.New("it is not told")
+		}
+		return nil
+	})
+	return began
+}
+
+func (a *agent) createdNow(name string) time.Time {
 	a.t.Helper()
 	request, err := http.NewRequestWithContext(a.t.Context(), http.MethodGet, "http://"+a.Address+"/metrics", nil)
 	if err != nil {

@@ -125,6 +125,9 @@ func (c *tracesCase) run(t *testing.T) {
 		t.Fatal(err)
 	}
 	clients.end()
+	if c.noRoom && emulatedMachine() && mibs(t, w.left)["TcpExtTCPSynRetrans"] > 0 {
+		t.Skip("a SYN that is sent again asks for no cookie, and has room")
+	}
 	client.waitClosed()
 	server.waitClosed()
 	eventually(t, "spans", func() error {

@@ -49,6 +49,8 @@ type truth struct {
 const (
 	mixClients = 4
 	mixServers = 2
+	// mixNobody is a port that nobody listens at, nor is given by the kernel; those below mixServers are numbers of servers.
+	mixNobody = 7
 )
 
 // The connections that a mix is made of, and how often each is.
@@ -211,9 +213,9 @@ func (m *mix) drawOne(random *rand.Rand, ending int) {
 	port := uint16(server) // startServers knows better
 	switch e.ending {
 	case "refused", "timeout", "unreachable":
-		s.Ending, port = connectOnly, 60001
+		s.Ending, port = connectOnly, mixNobody
 	case clientAbandons:
-		port = 60001
+		port = mixNobody
 	case clientUnread:
 		s.Response = 2 + random.IntN(1000) // one segment, so that all of it is there when one byte is
 	case serverUnread:

@@ -322,7 +322,7 @@ func twiceOfServers(counter string, kernel map[string]uint64, made uint64) bool 
 		return false
 	}
 	switch counter {
-	case "TcpAttemptFails", "TcpPassiveOpens", "TcpRetransSegs":
+	case "TcpAttemptFails", "TcpPassiveOpens", "TcpRetransSegs", "TcpExtSyncookiesSent":
 		return kernel[counter]-made <= kernel["TcpExtTCPSynRetrans"]
 	}
 	return counter == "TcpExtTCPSynRetrans"

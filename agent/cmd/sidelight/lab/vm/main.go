@@ -39,7 +39,7 @@ func main() {
 	var o options
 	flag.BoolVar(&o.update, "update", false, "rewrite "+verifierFile+" instead of holding the counts against it")
 	flag.StringVar(&o.only, "only", "", "comma-separated rows instead of all, such as 6.1 or running")
-	flag.DurationVar(&o.timeout, "timeout", 35*time.Minute, "for one kernel")
+	flag.DurationVar(&o.timeout, "timeout", 55*time.Minute, "for one kernel")
 	flag.Parse()
 	// The death signal of a child is sent when the thread that started it ends, so that thread has to be one that stays.
 	runtime.LockOSThread()

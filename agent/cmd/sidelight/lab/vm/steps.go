@@ -59,7 +59,7 @@ func steps(patience int) []step {
 	}
 	for i, s := range all {
 		if s.tests != nil {
-			all[i].args = []string{"-test.v", "-test.timeout", "32m", "-test.run", "^(" + strings.Join(s.tests, "|") + ")$"}
+			all[i].args = []string{"-test.v", "-test.timeout", "50m", "-test.run", "^(" + strings.Join(s.tests, "|") + ")$"}
 		}
 	}
 	return all
