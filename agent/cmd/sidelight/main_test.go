@@ -278,16 +278,21 @@ func (a *agent) start() {
 			return fmt.Errorf("log so far: %s", text)
 		}
 		a.Address = strings.TrimSpace(strings.SplitN(after, "\n", 2)[0])
-		response, err := http.Get("http://" + a.Address + "/readyz")
-		if err != nil {
-			return err
-		}
-		response.Body.Close()
-		if response.StatusCode != http.StatusOK {
-			return errors.New(response.Status)
-		}
-		return nil
+		return a.answers("/readyz")
 	})
+}
+
+// answers asks for a page and wants 200.
+func (a *agent) answers(path string) error {
+	response, err := http.Get("http://" + a.Address + path)
+	if err != nil {
+		return err
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return errors.New(response.Status)
+	}
+	return nil
 }
 
 // stop ends the agent as an operator would, which flushes everything.
