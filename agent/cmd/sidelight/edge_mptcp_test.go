@@ -57,21 +57,23 @@ func TestMPTCP(t *testing.T) {
 				}
 				s.close(l)
 			}
-			// MPTCP probes a peer that seems to have no room with one byte, and sends that again: TCP has carried it.
-			probed := 0
+			want := map[end]int{clientEnd(c, "ok", request, response): 2 * many, serverEnd(s, "ok", response, request): 2 * many}
 			if one.name == "both ends" {
+				// MPTCP probes a peer that seems to have no room with one byte, and sends that again, each time its timer ends: TCP has carried it.
+				most := uint64(1)
+				if emulatedMachine() {
+					most = 10
+				}
 				for _, l := range e.waitLines(4 * many) {
-					if l.Role == "client" && l.Received == response+1 {
-						probed++
+					if l.Role == "client" && l.Received > response && l.Received <= response+most {
+						want[clientEnd(c, "ok", request, response)]--
+						want[serverEnd(s, "ok", response, request)]--
+						want[clientEnd(c, "ok", request, int(l.Received))]++
+						want[serverEnd(s, "ok", int(l.Received), request)]++
 					}
 				}
 			}
-			e.check(2*many, map[end]int{
-				clientEnd(c, "ok", request, response):   2*many - probed,
-				serverEnd(s, "ok", response, request):   2*many - probed,
-				clientEnd(c, "ok", request, response+1): probed,
-				serverEnd(s, "ok", response+1, request): probed,
-			})
+			e.check(2*many, want)
 			if one.counter != "" {
 				e.counted(map[string]uint64{one.counter: 2 * many})
 			}
